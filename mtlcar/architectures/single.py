@@ -1,0 +1,50 @@
+"""One task alone: the baseline that sharing is measured against."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from mtlcar.architectures.base import Architecture, Shared
+from mtlcar.architectures.common import as_output, freeze_unused_pooling, represent, typed
+from mtlcar.backbones.base import StagedBackbone
+from mtlcar.heads.base import HeadFactory
+from mtlcar.tasks import TaskSet
+
+
+class Single(Architecture):
+    """One head on one trunk (arXiv 2603.01746). Coarser tasks are implied by the hierarchy, not trained.
+
+    Nothing is shared; the representation is given as the bottleneck all the same, so that one multirun can cross
+    architectures with weightings.
+
+    Args:
+        task: the task to train; None: the finest classification (`TaskSet.finest`).
+    """
+
+    has_bottleneck = True
+
+    def __init__(
+        self,
+        *,
+        tasks: TaskSet,
+        backbone: StagedBackbone,
+        head: HeadFactory,
+        name: str = "single",
+        task: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        chosen = tasks.finest() if task is None else tasks[task]
+        self.tasks = tasks.subset([chosen.name])
+        self.backbone = backbone
+        heads = [head(backbone.features, chosen.outputs)]
+        freeze_unused_pooling(backbone, heads)
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:
+        task, head = self.tasks[0], typed(self.heads)[0]
+        bottleneck = represent(self.backbone, head, image)
+        return Shared({task.name: as_output(task, head(bottleneck))}, bottleneck)
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        return iter(())

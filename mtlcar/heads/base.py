@@ -1,0 +1,52 @@
+"""One task's layers above what the tasks share."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from mtlcar.errors import UserError
+
+
+class Head(nn.Module, ABC):
+    """Features -> logits or value, in three steps that an architecture may take one by one:
+
+        h = head.hidden(head.input_dropout(x), extra);  logits = head.output(h)
+
+    Attributes:
+        takes: "vector": the pooled representation [B, D]; "map": the last feature map [B, D, H, W].
+        input_dropout: dropout on what the head takes, or Identity; apart, so that tasks can share one mask.
+        output: the last layer.
+        has_hidden: whether layers of its own lie below `output`.
+    """
+
+    takes: ClassVar[Literal["vector", "map"]]
+    has_hidden: ClassVar[bool]
+    input_dropout: nn.Module
+    output: nn.Linear
+
+    @abstractmethod
+    def hidden(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Features after `input_dropout`, and what is concatenated to the vector [B, E] -> what `output` takes."""
+
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """[B, D] or [B, D, H, W], and [B, E] -> [B, out_features]."""
+        return self.output(self.hidden(self.input_dropout(x), extra))
+
+
+class HeadFactory(Protocol):
+    """What a yaml of the group `head` gives with `_partial_`; `extra_features` is the width E of `extra`."""
+
+    def __call__(self, in_features: int, out_features: int, extra_features: int = 0) -> Head: ...
+
+
+def checked_dropout(p: float) -> float:
+    """UserError unless 0 <= p < 1."""
+    if not 0 <= p < 1:
+        raise UserError(f"head.dropout should be at least 0 and below 1. Found {p}.")
+    return float(p)
+
+
+def fully_connected(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:
+    """Linear, BatchNorm1d, ReLU, dropout. BatchNorm makes a bias of the linear layer idle."""
+    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(dropout)]

@@ -1,0 +1,108 @@
+"""Heads: shapes, the papers' layers, and dropout that reaches the layer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from mtlcar.errors import UserError
+from mtlcar.heads.base import Head
+
+CONF = Path(__file__).parent.parent / "conf" / "head"
+
+# name: (what it takes, layers before the last, default dropout)
+TABLE = {"linear": ("vector", False, 0.0), "mlp": ("vector", True, 0.5), "conv": ("map", True, 0.5)}
+
+
+def build(name: str, inputs: int, outputs: int, extra: int = 0, **changes: object) -> Head:
+    node = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), changes)
+    return instantiate(node, _partial_=True)(inputs, outputs, extra_features=extra)
+
+
+def taken(head: Head, batch: int, features: int, side: int = 4) -> Tensor:
+    return torch.randn(batch, features) if head.takes == "vector" else torch.randn(batch, features, side, side)
+
+
+def test_every_yaml_has_a_row_and_its_defaults_are_the_papers() -> None:
+    assert sorted(p.stem for p in CONF.glob("*.yaml")) == sorted(TABLE)
+    for name, (takes, hidden, dropout) in TABLE.items():
+        head = build(name, 8, 3)
+        assert (head.takes, head.has_hidden, head.name) == (takes, hidden, name)
+        assert next(m.p for m in head.modules() if isinstance(m, nn.Dropout)) == dropout
+
+
+@pytest.mark.parametrize("name", TABLE)
+@given(batch=st.integers(2, 4), features=st.integers(1, 9), outputs=st.integers(1, 6), extra=st.integers(0, 3))
+@settings(max_examples=15, deadline=None)
+def test_a_head_gives_one_row_an_image(name: str, batch: int, features: int, outputs: int, extra: int) -> None:
+    head = build(name, features, outputs, extra, **({} if name == "linear" else {"hidden": 5}))
+    x, p = taken(head, batch, features), torch.randn(batch, extra) if extra else None
+    hidden = head.hidden(x, p)
+    assert hidden.shape == (batch, head.output.in_features)
+    assert head(x, p).shape == (batch, outputs)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_configured_dropout_reaches_the_layer(name: str) -> None:
+    torch.manual_seed(0)
+    head = build(name, 16, 3, dropout=0.37).train()
+    x = taken(head, 4, 16)
+    assert {m.p for m in head.modules() if isinstance(m, nn.Dropout)} == {0.37}
+    assert not torch.equal(head(x), head(x))
+    assert torch.equal(head.eval()(x), head(x))
+    without = build(name, 16, 3, dropout=0).train()
+    assert torch.equal(without(x), without(x))
+
+
+def test_a_linear_heads_dropout_zeroes_the_configured_share_of_features() -> None:
+    torch.manual_seed(0)
+    dropped = build("linear", 20_000, 1, dropout=0.25).input_dropout(torch.ones(1, 20_000))
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert dropped.max().item() == pytest.approx(1 / 0.75)
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("p", [-0.1, 1.0, 5])
+def test_an_impossible_dropout_is_refused(name: str, p: float) -> None:
+    with pytest.raises(UserError, match=r"head\.dropout"):
+        build(name, 4, 2, dropout=p)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_parameter_of_a_head_gets_a_gradient_and_extra_matters(name: str) -> None:
+    torch.manual_seed(0)
+    head = build(name, 6, 3, 2, dropout=0.0)
+    x, p = taken(head, 5, 6), torch.randn(5, 2)
+    head(x, p).square().sum().backward()
+    assert all(q.grad is not None and q.grad.abs().sum() > 0 for q in head.parameters())
+    assert not torch.allclose(head(x, p), head(x, -p))
+
+
+def test_decoder_1_is_the_papers() -> None:
+    head = build("mlp", 512, 1)
+    assert [type(m).__name__ for m in head.layers] == ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
+    assert (head.layers[0].out_features, head.output.in_features) == (512, 512)
+
+
+def test_decoder_2_halves_seven_to_four_to_two_and_doubles_the_channels() -> None:
+    head = build("conv", 8, 1).eval()
+    x = torch.randn(1, 8, 7, 7)
+    shapes = []
+    for layer in head.blocks:
+        x = layer(x)
+        if isinstance(layer, nn.ReLU):
+            shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(16, 4, 4), (32, 2, 2)]
+    assert sum(isinstance(m, nn.Linear) for m in head.modules()) == 3
+
+
+def test_a_map_without_extent_is_refused_with_a_way_out() -> None:
+    head = build("conv", 8, 1).eval()
+    head(torch.randn(1, 8, 2, 2))
+    with pytest.raises(UserError, match="head=mlp"):
+        head(torch.randn(1, 8, 1, 1))
