@@ -1,0 +1,101 @@
+"""From a composed configuration to live parts. Nothing here knows a method's name; `_target_` does."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from mtlcar.architectures.base import Architecture
+from mtlcar.architectures.cost import Cost, cost
+from mtlcar.data.datamodule import MultiTaskData
+from mtlcar.errors import UserError, did_you_mean
+from mtlcar.metrics.tasks import TaskMetrics
+from mtlcar.module import MultiTaskModule
+from mtlcar.tasks import TaskSet
+
+
+def factory(node: DictConfig) -> Callable[..., Any]:
+    """What `node` names, with its keys bound; called with live objects, which so go past OmegaConf untouched."""
+    return partial(instantiate(node, _partial_=True, _convert_="all"))
+
+
+def make(node: DictConfig, **live: Any) -> Any:
+    return factory(node)(**live)
+
+
+@dataclass
+class Parts:
+    data: MultiTaskData
+    module: MultiTaskModule
+    monitor: str
+    mode: str
+    cost: Cost
+
+
+def build_data(cfg: DictConfig) -> MultiTaskData:
+    """The data module, set up: annotations read, split, decoded into the cache."""
+    data: MultiTaskData = make(cfg.data, cache_dir=Path(cfg.paths.cache), seed=cfg.seed)
+    data.setup()
+    return data
+
+
+def build_architecture(cfg: DictConfig, trained: TaskSet) -> Architecture:
+    backbone = make(cfg.backbone, image_size=cfg.data.image_size)
+    head = factory(cfg.head)
+    architecture: Architecture = make(cfg.architecture, tasks=trained, backbone=backbone, head=head)
+    return architecture
+
+
+def build(cfg: DictConfig, data: MultiTaskData | None = None) -> Parts:
+    """Every part of a run, with its constants fitted on the training labels."""
+    data = build_data(cfg) if data is None else data
+    label_transform = make(cfg.label_transform, tasks=data.tasks)
+    label_transform.fit(data.train_targets)
+    trained = label_transform.encoded_tasks(data.tasks)
+    architecture = build_architecture(cfg, trained)
+    weighting = make(cfg.weighting, tasks=architecture.tasks)
+    losses = make(cfg.loss, tasks=architecture.tasks)
+    losses.fit(label_transform.encode(data.train_targets))
+    data.set_normalization(architecture.backbone.mean, architecture.backbone.std)
+    monitor, mode = resolve_monitor(cfg, data.tasks, architecture.tasks)
+    batches = data.steps_per_epoch
+    limit = cfg.trainer.limit_train_batches
+    batches = max(1, int(batches * limit)) if isinstance(limit, float) else min(batches, limit)
+    steps = math.ceil(batches / cfg.trainer.accumulate_grad_batches)
+    module = MultiTaskModule(
+        tasks=data.tasks,
+        architecture=architecture,
+        weighting=weighting,
+        losses=losses,
+        label_transform=label_transform,
+        optimizer=factory(cfg.optimizer),
+        scheduler=factory(cfg.scheduler),
+        steps_per_epoch=steps,
+        total_steps=steps * cfg.trainer.max_epochs,
+        monitor=monitor,
+        channels_last=cfg.trainer.channels_last,
+    )
+    return Parts(data, module, monitor, mode, cost(architecture, cfg.data.image_size))
+
+
+def resolve_monitor(cfg: DictConfig, tasks: TaskSet, trained: TaskSet) -> tuple[str, str]:
+    """The metric that picks the best checkpoint, by default a decoded one of the finest class task, the same for all
+    cells of a comparison. `val/loss` and `val/<task>/loss` may be asked for, as the papers do."""
+    finest = tasks.finest()
+    if cfg.monitor is None:
+        monitor = f"val/{finest.name}/" + ("accuracy" if finest.kind == "classification" else "mae")
+    else:
+        monitor = str(cfg.monitor)
+    names = [f"val/{n}" for n in ("loss", *(f"{t}/loss" for t in trained.names), *TaskMetrics.names(tasks))]
+    if monitor not in names:
+        raise UserError(
+            f"monitor={monitor} is no metric of this run.{did_you_mean(monitor, names)} There are: {', '.join(names)}."
+        )
+    last = monitor.rsplit("/", 1)[-1]
+    lower = last in ("loss", "mae", "mse", "rmse", "mape")
+    return monitor, cfg.monitor_mode or ("min" if lower else "max")

@@ -1,0 +1,70 @@
+"""Errors of one regression task in the label's unit, over all images and per class of another task, as sums."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlcar.metrics.sums import Sums
+
+ERRORS = ("mae", "mse", "rmse", "mape", "r2")
+
+_EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
+
+
+class RegressionSums(Sums):
+    """Sums in float64; a missing label (NaN) takes no part.
+
+    - `mae`, `rmse` in the label's unit, `mse` in its square;
+    - `mape`: mean |error| / |label| in percent, over the labels that are not 0 (where it is not defined);
+    - `r2`: 1 - sum error^2 / sum (label - mean label)^2; not defined when all labels are equal.
+
+    A NaN prediction of a valid label makes the errors NaN: it is not hidden.
+
+    Args:
+        classes: classes of the task that the errors are broken down by; 0 for no breakdown.
+    """
+
+    def __init__(self, classes: int = 0) -> None:
+        super().__init__()
+        self.classes = classes
+        # Columns: count, |e|, e^2, count of y != 0, |e / y|, y, y^2. Rows: the classes, then the missing class.
+        self.add_state("sums", torch.zeros(classes + 1, 7, dtype=_EXACT), dist_reduce_fx="sum")
+        self.sums: Tensor
+
+    def update(self, prediction: Tensor, target: Tensor, class_target: Tensor | None = None) -> None:
+        """Values [B] and labels [B] in the label's unit; class labels int64 [B] for the breakdown."""
+        y = target.to(_EXACT)
+        valid = ~y.isnan()
+        y = torch.where(valid, y, 0.0)
+        error = torch.where(valid, (prediction.to(_EXACT) - y).abs(), 0.0)
+        nonzero = valid & (y != 0)
+        relative = torch.where(nonzero, error / torch.where(nonzero, y.abs(), 1.0), 0.0)
+        rows = torch.stack([valid.to(_EXACT), error, error**2, nonzero.to(_EXACT), relative, y, y**2], dim=1)
+        if class_target is None:
+            class_target = torch.full_like(target, -1, dtype=torch.int64)
+        slot = torch.where(class_target >= 0, class_target, self.classes)
+        self.sums = self.sums + torch.zeros_like(self.sums, dtype=_EXACT).index_add(0, slot, rows)
+
+    def compute(self) -> dict[str, Any]:
+        """`values`: the metrics that are defined; `classes`: number of labels and errors by class index."""
+        rows = self.sums.double().cpu()
+        per_class = enumerate(rows[:-1].tolist())
+        return {
+            "values": errors(rows.sum(dim=0).tolist()),
+            "classes": {c: {"count": int(r[0])} | errors(r) for c, r in per_class if r[0]},
+        }
+
+
+def errors(row: list[float]) -> dict[str, float]:
+    """The sums of `RegressionSums` -> the metrics that are defined."""
+    count, absolute, squared, nonzero, relative, total, total_squared = row
+    if not count:
+        return {}
+    values = {"mae": absolute / count, "mse": squared / count, "rmse": (squared / count) ** 0.5}
+    if nonzero:
+        values["mape"] = 100 * relative / nonzero
+    spread = total_squared - total**2 / count
+    if spread > 1e3 * torch.finfo(_EXACT).eps * total_squared:  # below, it is rounding: the labels are equal
+        values["r2"] = 1 - squared / spread
+    return values

@@ -1,0 +1,199 @@
+"""The step: batch -> architecture -> per-task losses [T] -> weighting -> gradient. It never names a method."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor
+
+from mtlcar.architectures.base import Architecture
+from mtlcar.errors import UserError
+from mtlcar.finite import FiniteState
+from mtlcar.label_transforms.base import LabelTransform
+from mtlcar.losses import TaskLosses
+from mtlcar.metrics.hierarchy import imply
+from mtlcar.metrics.tasks import TaskMetrics
+from mtlcar.tasks import TaskSet
+from mtlcar.weightings.base import Weighting
+from mtlcar.weightings.gradients import Step
+
+
+class MultiTaskModule(LightningModule):
+    """Glue between the five answers of a configuration.
+
+    `training_step` returns the vector of raw losses, float32 [T]; `backward` gives it to the weighting, so that
+    Lightning's automatic optimization (precision, accumulation, clipping, schedulers, DDP) keeps working.
+
+    Args:
+        tasks: the dataset's tasks; metrics are computed on these, in the labels' units.
+        architecture, weighting, losses, label_transform: the parts, built for the trained tasks.
+        optimizer: (architecture, weighting) -> optimizer.
+        scheduler: keyword arguments optimizer, total_steps, steps_per_epoch, monitor -> Lightning's scheduler dict or
+            None.
+        steps_per_epoch, total_steps: optimisation steps. Asked of the data module and not of
+            `trainer.estimated_stepping_batches`, which keeps Lightning from restoring a loader's state.
+        monitor: the metric that a plateau scheduler watches.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: TaskSet,
+        architecture: Architecture,
+        weighting: Weighting,
+        losses: TaskLosses,
+        label_transform: LabelTransform,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[..., dict[str, Any] | None],
+        steps_per_epoch: int,
+        total_steps: int,
+        monitor: str,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if weighting.needs_bottleneck and not architecture.has_bottleneck:
+            raise UserError(
+                f"weighting={weighting.name} at weighting.level=representation needs an architecture in which "
+                f"all sharing passes through one tensor, such as parallel or cascade; {type(architecture).__name__} has none. "
+                "Choose weighting.level=parameters or one of those."
+            )
+        if weighting.needs_bottleneck and not any(p.requires_grad for p in architecture.backbone.parameters()):
+            raise UserError(
+                f"weighting={weighting.name} at weighting.level=representation balances what the trunk learns, and the "
+                "whole trunk is frozen. Lower backbone.frozen_stages or choose weighting.level=parameters."
+            )
+        self.tasks = tasks
+        self.architecture = architecture.to(memory_format=torch.channels_last) if channels_last else architecture
+        self.weighting = weighting
+        self.losses = losses
+        self.label_transform = label_transform
+        self.val_metrics = TaskMetrics(tasks, "val/")
+        self.test_metrics = TaskMetrics(tasks, "test/")
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
+        self.monitor = monitor
+        self.channels_last = channels_last
+        self.finite = FiniteState(len(architecture.tasks))
+        self.test_tables: dict[str, Any] = {}
+        self._step: Step | None = None
+        self._parameters_of_step: tuple[list[Any], list[Any], list[Any]] | None = None
+
+    def forward(self, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Normalised image [B, 3, H, W] -> (predictions {task: [B]}, class probabilities {task: [B, classes]}),
+        both decoded to the dataset's tasks and units."""
+        return self.decode(self.architecture(self._layout(image)).outputs)
+
+    def decode(self, outputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        trained = self.losses.predictions(outputs)
+        predictions = self.label_transform.decode(trained)
+        scores = self.label_transform.decode_scores(self.losses.scores(outputs), trained)
+        return imply(self.tasks, predictions), scores
+
+    def _layout(self, image: Tensor) -> Tensor:
+        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        target = self.label_transform.encode(batch["target"])
+        shared = self.architecture(self._layout(batch["image"]), target)
+        losses = self.losses(shared.outputs, target)
+        self.finite.update(losses.detach(), batch["index"], self.global_step)
+        one = torch.ones((), device=losses.device)
+        scale = self._fp16_scale(one)
+        all_shared, private, above = self._split_parameters()
+        self._step = Step(
+            losses=losses,
+            factor=scale / self.trainer.accumulate_grad_batches,
+            scale=scale,
+            shared=all_shared,
+            private=private,
+            above=above,
+            bottleneck=shared.bottleneck,
+            extra=shared.extra_loss,
+        )
+        return losses
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The documented hook. `loss` comes divided by the accumulated batches and multiplied by the fp16 scale; the
+        step holds the raw losses, because what a weighting computes must not depend on either."""
+        step = self._step
+        assert step is not None
+        self._step = None
+        if step.extra is not None:
+            (step.extra * step.factor).backward(retain_graph=True)
+        weights = self.weighting.backward(step)
+        self._log_step(step.losses.detach(), weights)
+
+    def _log_step(self, losses: Tensor, weights: Tensor) -> None:
+        """Means over the epoch under `train/`, single steps under `step/`; a step counts once (`batch_size=1`)."""
+        for i, name in enumerate(self.architecture.tasks.names):
+            self.log(f"train/{name}/loss", losses[i], on_step=False, on_epoch=True, batch_size=1)
+            self.log(f"train/{name}/weight", weights[i], on_step=False, on_epoch=True, batch_size=1)
+            self.log(f"step/{name}/loss", losses[i], on_step=True, on_epoch=False, batch_size=1)
+        self.log("train/loss", losses.sum(), on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+
+    def _fp16_scale(self, one: Tensor) -> Tensor:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return one if scaler is None else scaler.scale(one)
+
+    def _split_parameters(self) -> tuple[list[Any], list[Any], list[Any]]:
+        if self._parameters_of_step is None:
+            shared = [p for p in self.architecture.shared_parameters() if p.requires_grad]
+            shared_ids = {id(p) for p in shared}
+            trainable = [p for p in self.architecture.parameters() if p.requires_grad]
+            below = {id(p) for p in self.architecture.backbone.parameters()}
+            self._parameters_of_step = (
+                shared,
+                [p for p in trainable if id(p) not in shared_ids],
+                [p for p in trainable if id(p) not in below],
+            )
+        return self._parameters_of_step
+
+    def _evaluate(self, batch: dict[str, Any], metrics: TaskMetrics) -> dict[str, Any]:
+        target = batch["target"]
+        outputs = self.architecture(self._layout(batch["image"])).outputs
+        losses = self.losses(outputs, self.label_transform.encode(target))
+        predictions, scores = self.decode(outputs)
+        metrics.update(predictions, target, scores)
+        size = len(batch["index"])
+        for i, name in enumerate(self.architecture.tasks.names):
+            self.log(f"{metrics.prefix}{name}/loss", losses[i], batch_size=size, sync_dist=True)
+        self.log(f"{metrics.prefix}loss", losses.sum(), batch_size=size, sync_dist=True)
+        return {"index": batch["index"], "target": target, "prediction": predictions, "scores": scores}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch, self.test_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics(self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self.test_tables = self.test_metrics.tables()
+        self._log_metrics(self.test_metrics)
+
+    def _log_metrics(self, metrics: TaskMetrics) -> None:
+        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.compute().items()})
+        metrics.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.architecture, self.weighting)
+        scheduler = self.make_scheduler(
+            optimizer=optimizer,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            monitor=self.monitor,
+        )
+        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The parts are modules of this one and callbacks of the trainer: the second copy of their state goes.
+        for part in (self.weighting, self.label_transform):
+            checkpoint.get("callbacks", {}).pop(part.state_key, None)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [self.weighting, self.label_transform]
