@@ -1,0 +1,140 @@
+"""The command `mtlcar`. Nothing heavy is imported before a command needs it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mtlcar import __version__
+from mtlcar.errors import UserError
+
+TRAIN_EPILOG = """\
+Overrides are Hydra's: group=choice picks a part, key=value changes one of its keys, a,b lists values of a sweep.
+
+  mtlcar train data=stanford_cars data.root=DIR backbone=resnet50 architecture=cascade head.dropout=0.25
+  mtlcar train -m architecture=single,parallel,cascade seed=0,1,2 sweep=first
+  mtlcar train -m experiment=paper_a/stanford_cars data.root=DIR
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="mtlcar", description="How should one network learn several related tasks?")
+    top.add_argument("--version", action="version", version=f"mtlcar {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, **more: object) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, **more)  # type: ignore[arg-type]
+        sub.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
+        return sub
+
+    train = add(
+        "train",
+        "One run, or with -m a sweep.",
+        epilog=TRAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("-m", "--multirun", action="store_true", help="one run for every combination of listed values")
+    train.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
+    train.add_argument("--choices", action="store_true", help="list every group and its choices and stop")
+    train.add_argument("overrides", nargs="*", help="key=value or group=choice")
+
+    evaluate = add("evaluate", "Test a run again from its best checkpoint.")
+    evaluate.add_argument("run", help="run directory")
+    evaluate.add_argument("overrides", nargs="*", help="key=value, for keys of the run's config.yaml")
+    evaluate.add_argument("--json", action="store_true", help="print the metrics as JSON")
+
+    report = add("report", "Compare finished runs: Markdown, HTML and figures.")
+    report.add_argument("dirs", nargs="+", metavar="DIR", help="run or sweep directories")
+    report.add_argument("-o", "--output", help="folder of the report (default: DIR/report)")
+
+    data = add("data", "List, prepare, verify or show datasets.")
+    data.add_argument("action", choices=("list", "prepare", "verify", "show"))
+    data.add_argument("name", nargs="?", help="dataset, as in data=NAME")
+    data.add_argument("overrides", nargs="*", help="such as data.root=DIR data.image_size=128")
+    data.add_argument("-o", "--output", help="show: PNG to write (default: NAME.png)")
+    data.add_argument("-n", type=int, default=48, help="show: number of images")
+    data.add_argument("--augmented", action="store_true", help="show: images as training sees them")
+
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0, 2 for what the user can repair, 1 for failed runs, 130 interrupted."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    # argparse stops collecting overrides at the first option; those after it are overrides too.
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    try:
+        return run(args)
+    except UserError as error:
+        if args.traceback:
+            raise
+        print(f"mtlcar: error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if args.traceback:
+            raise
+        print(f"mtlcar: unexpected {type(error).__name__}: {error}\n--traceback shows where.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mtlcar: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.command == "train":
+        return run_train(args)
+    if args.command == "evaluate":
+        from mtlcar.runs.evaluate import evaluate
+
+        return evaluate(args.run, args.overrides, as_json=args.json)
+    if args.command == "report":
+        from mtlcar.report import command
+
+        return command(args.dirs, args.output)
+    return run_data(args)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    if args.choices:
+        from mtlcar.config import groups
+
+        for group, names in groups().items():
+            print(f"{group}: {', '.join(names)}")
+        return 0
+    if args.cfg:
+        from omegaconf import OmegaConf
+
+        from mtlcar.config import compose_config
+
+        print(OmegaConf.to_yaml(compose_config(args.overrides)), end="")
+        return 0
+    from mtlcar.runs.launch import train
+
+    return train(args.overrides, multirun=args.multirun, show_traceback=args.traceback)
+
+
+def run_data(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from mtlcar.config import compose_config, finish
+    from mtlcar.data import commands
+
+    if args.action == "list":
+        return commands.list_datasets()
+    if args.name is None:
+        raise UserError(f"mtlcar data {args.action} needs the name of a dataset; `mtlcar data list` prints them.")
+    cfg = finish(compose_config([f"data={args.name}", *args.overrides]))
+    cache = Path(cfg.paths.cache)
+    if args.action == "prepare":
+        return commands.prepare(cfg.data, cache)
+    if args.action == "verify":
+        return commands.verify(cfg.data, cache)
+    output = Path(args.output or f"{args.name}.png")
+    return commands.show(cfg.data, cache, output=output, n=args.n, augmented=args.augmented)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Composing a configuration from the groups in `conf/`, with mistakes named before anything runs."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtlcar.errors import UserError, did_you_mean
+
+FREE = ("callbacks.",)
+"""Prefixes under which `+key=value` may add what no yaml declares. Elsewhere it would hide a typo."""
+
+
+def conf_dir() -> Path:
+    """`../conf` in a checkout, `mtlcar/conf` in a wheel; absolute, because a console script has no other anchor."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package.parent / "conf", package / "conf"):
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise UserError(f"mtlcar's configuration is missing: neither {package.parent / 'conf'} nor {package / 'conf'}.")
+
+
+def groups() -> dict[str, list[str]]:
+    """Group -> its choices, as they lie on disk."""
+    root = conf_dir()
+    found: dict[str, list[str]] = {}
+    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+        names = [str(p.relative_to(folder).with_suffix("")) for p in sorted(folder.rglob("*.yaml"))]
+        if names:
+            found[folder.name] = names
+    return found
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides by Hydra's grammar; `+key` outside the declared free dictionaries is refused."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            raise UserError(
+                f"Cannot read the override {text!r}: {str(error).splitlines()[0]}\n"
+                "Overrides look like key=value, group=choice or 'key={a:1,b:2}' (quote braces for the shell)."
+            ) from error
+        key = override.key_or_group
+        if (override.is_add() or override.is_force_add()) and not key.startswith(FREE) and not key.startswith("hydra."):
+            raise UserError(
+                f"{text!r}: a leading + adds a key that nothing reads. Leave the + out; if the key is then refused, it "
+                "is misspelt. (New keys are possible under callbacks only.)"
+            )
+        parsed.append(override)
+    return parsed
+
+
+def compose_config(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    """One composed configuration in struct mode.
+
+    Raises:
+        UserError: naming the group, choice or key that does not exist and those closest to it.
+    """
+    parse(overrides)
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("train", list(overrides), return_hydra_config=with_hydra)
+    except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, overrides)) from error
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's message in our words, with the nearest names."""
+    text = str(error)
+    choices = groups()
+    found = re.search(r"Could not find '([^']+)/([^']+)'", text)
+    if found and found.group(1) in choices:
+        group, choice = found.groups()
+        return (
+            f"There is no {group}={choice}.{did_you_mean(choice, choices[group])}\n"
+            f"Choices for {group}: {', '.join(choices[group])}."
+        )
+    found = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    if found:
+        key = found.group(1)
+        known = known_keys(overrides)
+        close = did_you_mean(key, known) or did_you_mean(key.rsplit(".", 1)[-1], known)
+        tail = key.rsplit(".", 1)[-1]
+        if not close:
+            same = [k for k in known if k.rsplit(".", 1)[-1] == tail]
+            close = f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
+        return f"There is no configuration key {key!r}.{close}\n`mtlcar train --cfg [overrides]` prints all keys."
+    first = [line for line in text.splitlines() if line.strip()][:3]
+    return f"The configuration does not compose ({' '.join(overrides)}):\n" + "\n".join(first)
+
+
+def known_keys(overrides: Sequence[str]) -> list[str]:
+    """Every group, and every key there is with the groups chosen in `overrides`."""
+    choices = groups()
+    chosen = [o.input_line or "" for o in parse(overrides) if o.value() in choices.get(o.key_or_group, [])]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", chosen)
+    keys: list[str] = list(choices)
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                keys.append(f"{prefix}{name}")
+                walk(child, f"{prefix}{name}.")
+
+    walk(OmegaConf.to_container(cfg, resolve=False), "")
+    return keys
+
+
+def finish(cfg: DictConfig) -> DictConfig:
+    """Fill what depends on the machine, so that the saved configuration says it: threads, and whole paths."""
+    if cfg.threads is None:
+        cfg.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for node, key in ((cfg.paths, "runs"), (cfg.paths, "cache"), (cfg.data, "root"), (cfg.backbone, "weights")):
+        if node.get(key) is not None:
+            node[key] = str(Path(node[key]).expanduser().resolve())
+    return cfg
+
+
+def choice(cfg: DictConfig, group: str) -> str:
+    """The chosen name of a group."""
+    return str(cfg[group].get("name", "?"))

@@ -1,0 +1,96 @@
+"""The report of a set of runs, from their directories to files."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mtlcar.report.collect import Found, collect
+from mtlcar.report.comparison import Comparison, compare
+from mtlcar.report.figures import curve_metrics, curves_figure, test_figure
+from mtlcar.report.matching import main_fixed, other_fixed, unmatched
+from mtlcar.report.render import Page, markdown, page_html
+from mtlcar.report.table import frame, headings, rows, run_headings, run_rows
+from mtlcar.runs.files import replacing, write_text
+
+
+def build(directories: Sequence[Path], output: Path) -> tuple[Path, list[Comparison], Found]:
+    """Write `report.html`, `report.md`, `table.csv` and `figures/*.png` to `output`, each by renaming.
+
+    Returns:
+        The path of report.html, the comparisons (one per dataset) and what was found.
+
+    Raises:
+        UserError: there is no finished run below `directories`.
+    """
+    found = collect(directories)
+    comparisons = compare(found.runs)
+    several = len(comparisons) > 1
+    pages = [_page(comparison, several) for comparison in comparisons]
+    if found.left_out:
+        pages[-1].lists.append(
+            (f"Left out: {len(found.left_out)}", [f"{name}: {reason}" for name, reason in found.left_out])
+        )
+    for page in pages:
+        for name, _, png in page.figures:
+            with replacing(output / "figures" / name) as temporary:
+                temporary.write_bytes(png)
+    write_text(output / "table.csv", pd.concat([frame(c) for c in comparisons]).to_csv(index=False))
+    title = "Comparison of " + ", ".join(dict.fromkeys(run.directory.parent.name for run in found.runs))
+    write_text(output / "report.md", markdown(title, pages))
+    write_text(output / "report.html", page_html(title, pages))
+    return output / "report.html", comparisons, found
+
+
+def _page(comparison: Comparison, several: bool) -> Page:
+    seeds = comparison.seeds
+    count = f"{len(comparison.runs)} runs: {len(comparison.cells)} cells, seeds {'; '.join(seeds)}."
+    varied = ", ".join(comparison.titles) if comparison.titles else "nothing but the seed"
+    page = Page(
+        title=comparison.dataset,
+        paragraphs=[count, f"Varied: {varied}.", f"Fixed: {', '.join(main_fixed(comparison)) or 'nothing'}."],
+        warnings=[*unmatched(comparison), *comparison.disagree],
+        heads=headings(comparison),
+        rows=rows(comparison),
+        notes=[_note(comparison)],
+    )
+    prefix = f"{comparison.dataset}_" if several else ""
+    figure = test_figure(comparison)
+    if figure is not None:
+        caption = (
+            f"{comparison.dataset}: test results per cell. Filled: mean; line: 95 % interval; hollow: single seeds."
+        )
+        page.figures.append((f"{prefix}test.png", caption, _png(figure)))
+    for metric in curve_metrics(comparison):
+        figure = curves_figure(comparison, metric)
+        if figure is not None:
+            name = metric.replace("/", "_")
+            caption = f"{comparison.dataset}: {metric} by epoch. Line: mean over seeds; band: their range."
+            page.figures.append((f"{prefix}curves_{name}.png", caption, _png(figure)))
+    page.tables.append((f"All {len(comparison.runs)} runs", run_headings(), run_rows(comparison)))
+    page.lists.append(("All fixed settings", other_fixed(comparison)))
+    if comparison.repeats:
+        page.lists.append(("Older runs of the same settings and seed, not counted", comparison.repeats))
+    return page
+
+
+def _note(comparison: Comparison) -> str:
+    sizes = {len(cell.runs) for cell in comparison.cells}
+    parts = ["Test set, checkpoint with the best validation metric; the best value of a column is bold."]
+    if max(sizes) > 1:
+        parts.append("± is half the 95 % t interval of the mean over n seeds (same test set).")
+    if 1 in sizes:
+        parts.append(
+            "[low, high] is the 95 % bootstrap interval over test images of the one seed; it knows nothing of "
+            "the spread between seeds."
+        )
+    parts.append("fit, min: minutes of training, mean over seeds; comparable only on one machine under one load.")
+    return " ".join(parts)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()

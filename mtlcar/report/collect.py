@@ -1,0 +1,120 @@
+"""Run directories found below some folders, and what is read of each."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from mtlcar.errors import UserError
+from mtlcar.tasks import TaskSet
+
+
+@dataclass
+class Run:
+    """A finished run; everything is read from its directory, nothing is computed on the network again."""
+
+    directory: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    tasks: TaskSet
+    finished: float
+
+    @property
+    def name(self) -> str:
+        """`<sweep>/<fingerprint>`: the same wherever the runs folder lies."""
+        return f"{self.directory.parent.name}/{self.directory.name}"
+
+    @property
+    def test(self) -> dict[str, float]:
+        return {k: float(v) for k, v in self.metrics.get("test", {}).items() if isinstance(v, int | float)}
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame | None:
+        """predictions.parquet without the class scores, or None where it is missing or unreadable."""
+        import pyarrow
+        import pyarrow.parquet as pq
+
+        try:
+            names = pq.read_schema(self.directory / "predictions.parquet").names
+            kept = [n for n in names if not n.endswith("/scores")]
+            return pq.read_table(self.directory / "predictions.parquet", columns=kept).to_pandas()
+        except (OSError, pyarrow.ArrowException):
+            return None
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """history.csv, one row an epoch; empty where it is missing."""
+        file = self.directory / "history.csv"
+        try:
+            return pd.read_csv(file)
+        except (OSError, ValueError):
+            return pd.DataFrame()
+
+
+@dataclass
+class Found:
+    """What lies below the folders: finished runs, and the others with the reason."""
+
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def collect(directories: Iterable[Path]) -> Found:
+    """Every run at or below `directories`, in the order of their paths, each once.
+
+    Raises:
+        UserError: a folder does not exist, or there is no finished run.
+    """
+    wanted = [Path(d) for d in directories]
+    for directory in wanted:
+        if not directory.is_dir():
+            raise UserError(f"{directory}: no such folder. `mtlcar report` takes run, sweep or runs folders.")
+    found = Found()
+    for path in dict.fromkeys(p.resolve() for d in wanted for p in _run_directories(d)):
+        reason = _read(path, found)
+        if reason:
+            found.left_out.append((f"{path.parent.name}/{path.name}", reason))
+    if not found.runs:
+        unfinished = f" {len(found.left_out)} runs there are not finished." if found.left_out else ""
+        raise UserError(
+            f"No finished run below {', '.join(str(d) for d in wanted)}.{unfinished}\n"
+            "Looked for folders with config.yaml, metrics.json and DONE, as `mtlcar train` writes them to "
+            "<paths.runs>/<sweep>/<fingerprint>."
+        )
+    return found
+
+
+def _run_directories(folder: Path) -> Iterator[Path]:
+    """Folders with a config.yaml; nothing inside one is looked at (W&B keeps another config.yaml there)."""
+    if (folder / "config.yaml").is_file():
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith(".") and not child.is_symlink():
+            yield from _run_directories(child)
+
+
+def _read(path: Path, found: Found) -> str:
+    """Add the run, or say why not."""
+    done = path / "DONE"
+    if not done.is_file():
+        return "not finished (no DONE)"
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        tasks = TaskSet.from_dict(json.loads((path / "tasks.json").read_text(encoding="utf-8")))
+        if not isinstance(config, dict) or not isinstance(metrics, dict):
+            return "config.yaml or metrics.json holds no mapping"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
+        return f"unreadable: {str(error).splitlines()[0]}"
+    if metrics.get("status") != "finished":
+        return f"status {metrics.get('status')!r}"
+    found.runs.append(Run(path, config, metrics, tasks, done.stat().st_mtime))
+    return ""

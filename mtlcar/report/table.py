@@ -1,0 +1,128 @@
+"""The numbers of a comparison as rows of text, and as CSV."""
+
+import math
+
+import pandas as pd
+
+from mtlcar.report.comparison import Cell, Comparison, lower_is_better
+from mtlcar.report.intervals import Estimate
+from mtlcar.report.varied import NONE
+
+
+def percent(metric: str) -> bool:
+    """Whether a metric is a fraction, shown in %."""
+    kind = metric.rsplit("/", 1)[-1]
+    return kind.endswith(("accuracy", "consistency", "macro_f1")) or (kind.startswith("top") and kind[3:].isdigit())
+
+
+def heading(metric: str, unit: str = "") -> str:
+    """A metric as a column is headed, with its unit: `make %`, `hardness MAE, HV`."""
+    owner, _, kind = metric.rpartition("/")
+    fixed = {
+        "hierarchy/consistency": "consistent %",
+        "hierarchy/full_path_accuracy": "full path %",
+        "parameters": "parameters, M",
+        "minutes": "fit, min",
+    }
+    if metric in fixed:
+        return fixed[metric]
+    words = {
+        "accuracy": f"{owner} %",
+        "implied_accuracy": f"{owner} implied %",
+        "mae": f"{owner} MAE" + (f", {unit}" if unit else ""),
+        "mape": f"{owner} MAPE %",
+        "mse": f"{owner} MSE" + (f", {unit}²" if unit else ""),
+    }
+    return words.get(kind, metric + (" %" if percent(metric) else ""))
+
+
+def axis_label(metric: str, unit: str = "") -> str:
+    """A metric as an axis is labelled: as its column, with `accuracy` written out."""
+    return heading(metric, unit).replace(" %", " accuracy, %" if metric.endswith("accuracy") else ", %")
+
+
+def headings(comparison: Comparison) -> list[str]:
+    """Column heads of `rows`."""
+    metrics = [heading(m, comparison.units.get(m.rpartition("/")[0], "")) for m in comparison.metrics]
+    return [*(comparison.titles or ["runs"]), "n", *metrics]
+
+
+def best(comparison: Comparison, metric: str) -> set[int]:
+    """Indices of the cells whose mean, as it is shown, is the best; none where all are equal or only one has it."""
+    having = {i: c.numbers[metric] for i, c in enumerate(comparison.cells) if metric in c.numbers}
+    shown = {i: text(metric, Estimate(e.mean, math.nan, math.nan, 1)) for i, e in having.items()}
+    if len(set(shown.values())) < 2:
+        return set()
+    pick = min if lower_is_better(metric) else max
+    top = shown[pick(having, key=lambda i: having[i].mean)]
+    return {i for i, value in shown.items() if value == top}
+
+
+def rows(comparison: Comparison, *, short: bool = False) -> list[list[tuple[str, bool]]]:
+    """Per cell: (text, is the best of its column). Accuracies in % with one decimal; `short` leaves [low, high] out."""
+    winners = {metric: best(comparison, metric) for metric in comparison.metrics}
+    table = []
+    for i, cell in enumerate(comparison.cells):
+        labels = [(v, False) for v in cell.values or ("all",)]
+        numbers = [
+            (text(metric, cell.numbers[metric], short=short), i in winners[metric])
+            if metric in cell.numbers
+            else (NONE, False)
+            for metric in comparison.metrics
+        ]
+        table.append([*labels, (str(len(cell.runs)), False), *numbers])
+    return table
+
+
+def text(metric: str, e: Estimate, *, short: bool = False) -> str:
+    """`84.1 ± 0.9` over seeds, `84.1 [82.3, 85.8]` over the images of one seed, `84.1` without an interval."""
+    if metric == "parameters":
+        return f"{e.mean / 1e6:.{4 if e.mean < 1e6 else 3}f}"
+    scale = 100.0 if percent(metric) else 1.0
+    digits = _digits(metric, e.mean)
+    shown = f"{scale * e.mean:.{digits}f}"
+    if not e.has_interval:
+        return shown
+    if e.n > 1:
+        return f"{shown} ± {scale * (e.high - e.mean):.{digits}f}"
+    return shown if short else f"{shown} [{scale * e.low:.{digits}f}, {scale * e.high:.{digits}f}]"
+
+
+def _digits(metric: str, value: float) -> int:
+    if percent(metric) or metric == "minutes" or metric.endswith("/mape"):
+        return 1
+    # An error in the label's unit: three significant digits, whatever the unit.
+    return 0 if value == 0 or not math.isfinite(value) else max(0, 2 - math.floor(math.log10(abs(value))))
+
+
+def frame(comparison: Comparison) -> pd.DataFrame:
+    """One row a cell with full precision: accuracies as fractions, `<metric>`, `<metric>/low`, `<metric>/high`."""
+    return pd.DataFrame([_record(comparison, cell) for cell in comparison.cells])
+
+
+def _record(comparison: Comparison, cell: Cell) -> dict[str, object]:
+    record: dict[str, object] = {"data": comparison.dataset}
+    record |= dict(zip(comparison.titles, cell.values, strict=True))
+    record |= {"n": len(cell.runs), "runs": " ".join(run.name for run in cell.runs)}
+    for metric in comparison.metrics:
+        e = cell.numbers.get(metric)
+        record[metric] = math.nan if e is None else e.mean
+        if metric not in ("parameters", "minutes"):
+            record[f"{metric}/low"] = math.nan if e is None else e.low
+            record[f"{metric}/high"] = math.nan if e is None else e.high
+    return record
+
+
+def run_headings() -> list[str]:
+    return ["cell", "seed", "run directory", "best epoch (from 0)", "fit, min"]
+
+
+def run_rows(comparison: Comparison) -> list[list[tuple[str, bool]]]:
+    """One row a run, so that each number can be traced to its directory."""
+    table = []
+    for cell, run, seed in comparison.each_run():
+        epoch = run.metrics.get("best", {}).get("epoch", NONE)
+        seconds = run.metrics.get("timing", {}).get("fit_seconds")
+        minutes = f"{seconds / 60:.1f}" if isinstance(seconds, int | float) else NONE
+        table.append([(str(t), False) for t in (cell.label, seed, run.name, epoch, minutes)])
+    return table

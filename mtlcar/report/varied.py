@@ -1,0 +1,103 @@
+"""Which settings differ between runs, and which were the same."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from mtlcar.runs.fingerprint import WITHOUT, canonical
+
+Settings = dict[str, Any]
+"""Dotted key -> value (plain scalar, or text for a list or a mapping by task)."""
+
+BY_FILE_NAME = ("data.root", "backbone.weights")
+"""Paths whose content matters and whose place does not."""
+
+IGNORED = (*(key for key in WITHOUT if key not in BY_FILE_NAME), "threads", "trainer.accelerator", "experiment")
+"""What cannot change a result, beyond the last digits that threads and devices round differently."""
+
+
+def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
+    """A composed configuration, flat. A mapping whose keys are all tasks (`weighting.weights`) stays one setting."""
+    names = set(task_names)
+    flat: Settings = {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            dotted = f"{prefix}{key}"
+            if str(key).startswith("_") or any(dotted == i or dotted.startswith(f"{i}.") for i in IGNORED):
+                continue
+            if isinstance(value, Mapping) and value and not set(value) <= names:
+                walk(value, f"{dotted}.")
+            else:
+                flat[dotted] = _leaf(value, dotted)
+
+    walk(config, "")
+    return flat
+
+
+def _leaf(value: Any, key: str) -> Any:
+    if key in BY_FILE_NAME and isinstance(value, str):
+        return PurePath(value).name
+    value = canonical(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {show(v)}" for k, v in value.items()) or "{}"
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def is_seed(key: str) -> bool:
+    """Whether a setting only repeats an experiment with other random numbers."""
+    return key.rsplit(".", 1)[-1] == "seed" or key.endswith("_seed")
+
+
+_ABSENT = object()
+NONE = "-"
+"""Shown where a run has no such setting or number."""
+
+
+def varied(runs: Sequence[Settings]) -> list[str]:
+    """The settings to tell the runs apart by, in configuration order, seeds left out.
+
+    A group (its node has a `name`) is one setting, called as the group: what comes with the name is folded into it, so
+    a further key of the group is listed only where runs with the same name differ in it.
+    """
+    keys = list(dict.fromkeys(key for run in runs for key in run))
+    groups = {key.removesuffix(".name") for key in keys if key.endswith(".name") and key.count(".") == 1}
+    listed = []
+    for key in keys:
+        group = key.split(".", 1)[0]
+        if is_seed(key):
+            continue
+        if group not in groups or key == f"{group}.name":
+            if _differ(runs, key):
+                listed.append(key)
+        else:
+            names = {str(run.get(f"{group}.name")) for run in runs}
+            same = ([run for run in runs if str(run.get(f"{group}.name")) == name] for name in names)
+            if any(_differ(some, key) for some in same):
+                listed.append(key)
+    return listed
+
+
+def _differ(runs: Sequence[Settings], key: str) -> bool:
+    first = runs[0].get(key, _ABSENT)
+    return any(run.get(key, _ABSENT) != first for run in runs)
+
+
+def constant(runs: Sequence[Settings]) -> Settings:
+    """The settings that all runs have, with one value."""
+    return {key: value for key, value in runs[0].items() if not _differ(runs, key)}
+
+
+def title(key: str) -> str:
+    """A setting as a column is headed: `architecture.name` is `architecture`, `weighting.weights` stays."""
+    return key.removesuffix(".name")
+
+
+def show(value: Any) -> str:
+    """A value as it is written in a table."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,85 @@
+"""A cell of a sweep: a composed configuration, its identity, and its directory."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mtlcar.config import compose_config, finish
+from mtlcar.data.options import read_annotations
+from mtlcar.errors import UserError
+from mtlcar.runs.files import write_json, write_text
+from mtlcar.runs.fingerprint import fingerprint
+from mtlcar.tasks import TaskSet
+
+
+@dataclass
+class Cell:
+    """One run to be. `overrides` are what the user typed for it."""
+
+    cfg: DictConfig
+    overrides: tuple[str, ...]
+    tasks: TaskSet
+    id: str
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.cfg.paths.runs) / str(self.cfg.sweep) / self.id
+
+    @property
+    def done(self) -> bool:
+        return (self.directory / "DONE").is_file()
+
+    def write(self) -> Path:
+        """The directory with what the job needs; an unfinished run's files there are replaced."""
+        write_text(self.directory / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
+        write_text(self.directory / "overrides.txt", "".join(f"{o}\n" for o in self.overrides))
+        write_json(self.directory / "tasks.json", self.tasks.to_dict())
+        return self.directory
+
+
+class CellMaker:
+    """Composes and checks cells; a dataset's annotations are read once for all cells that share them."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[str, TaskSet]] = {}
+        self._digests: dict[str, str] = {}
+
+    def make(self, overrides: Sequence[str]) -> Cell:
+        return self.from_config(compose_config(overrides), overrides)
+
+    def from_config(self, cfg: DictConfig, overrides: Sequence[str]) -> Cell:
+        """Raises UserError for everything that can be found without loading a network."""
+        try:
+            cfg = finish(cfg)
+            OmegaConf.resolve(cfg)
+        except Exception as error:
+            raise UserError(f"The configuration does not resolve: {str(error).splitlines()[0]}") from error
+        from mtlcar.runs.check import check
+
+        check(cfg)
+        digest, tasks = self._annotations(cfg)
+        digests = {"annotations": digest}
+        if cfg.backbone.get("weights"):
+            digests["weights"] = self._file_digest(Path(cfg.backbone.weights))
+        return Cell(cfg, tuple(overrides), tasks, fingerprint(cfg, digests))
+
+    def _annotations(self, cfg: DictConfig) -> tuple[str, TaskSet]:
+        key = OmegaConf.to_yaml(cfg.data) + str(cfg.paths.cache)
+        if key not in self._read:
+            annotations, tasks = read_annotations(cfg.data, Path(cfg.paths.cache))
+            from mtlcar.data.splits import make_splits
+
+            make_splits(annotations, tasks, cfg.data.split, list(cfg.data.fractions), cfg.data.split_seed)
+            self._read[key] = annotations.digest(), tasks
+        return self._read[key]
+
+    def _file_digest(self, path: Path) -> str:
+        if not path.is_file():
+            raise UserError(f"backbone.weights={path}: no such file. Give a safetensors or state_dict file.")
+        if str(path) not in self._digests:
+            with path.open("rb") as file:
+                self._digests[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return self._digests[str(path)]

@@ -1,0 +1,65 @@
+"""`mtlcar evaluate RUN [overrides]`: test again from the best checkpoint."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mtlcar.errors import UserError
+from mtlcar.runs.launch import find_run
+
+
+def stored_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
+    """The run's configuration with overrides of existing keys."""
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    OmegaConf.set_struct(cfg, True)
+    for text in overrides:
+        key, found, _ = text.partition("=")
+        if not found:
+            raise UserError(f"Overrides look like key=value. Found {text!r}.")
+        try:
+            OmegaConf.select(cfg, key, throw_on_missing=True)
+            merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist([text]))
+            assert isinstance(merged, DictConfig)
+            cfg = merged
+        except Exception as error:
+            raise UserError(
+                f"{text!r} does not fit the run's configuration ({str(error).splitlines()[0]}). Groups are fixed by "
+                f"the checkpoint; single keys can be changed: see {run_dir / 'config.yaml'}."
+            ) from error
+    return cfg
+
+
+def evaluate(run: str, overrides: Sequence[str], *, as_json: bool = False) -> int:
+    """Prints the test metrics; changes nothing in the run directory."""
+    import lightning
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from mtlcar.build import build
+    from mtlcar.runs.results import strip, test
+
+    run_dir = find_run(run)
+    cfg = stored_config(run_dir, overrides)
+    checkpoint = run_dir / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such checkpoint. The run has not finished its first epoch.")
+    logging.basicConfig(level=logging.WARNING)
+    torch.set_num_threads(cfg.threads)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    values, _, _ = test(cfg, build(cfg), checkpoint, [])
+    metrics = strip(values, "test/")
+    if as_json:
+        print(json.dumps(metrics, indent=1))
+        return 0
+    table = Table(title=f"test metrics of {run_dir}")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, "-" if value is None else f"{value:.6g}")
+    Console().print(table)
+    return 0

@@ -1,0 +1,51 @@
+"""Which runs are the same run: a hash of everything in a configuration that can change its result."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+SCHEMA = 1
+"""Raised whenever code changes what a configuration computes."""
+
+WITHOUT = (
+    "paths",
+    "logger",
+    "notes",
+    "sweep",
+    "hydra",
+    "data.root",
+    "data.cache",
+    "data.eval_batch_size",
+    "data.on_bad_image",
+    "backbone.weights",
+    "trainer.log_every_n_steps",
+)
+"""Keys that cannot change a result, or whose content enters as a digest instead of a path."""
+
+
+def canonical(value: Any) -> Any:
+    """Equal values written differently (`1`, `1.0`, `1e0`) become one; dictionaries lose their order."""
+    if isinstance(value, Mapping):
+        return {str(k): canonical(v) for k, v in sorted(value.items(), key=lambda kv: str(kv[0]))}
+    if isinstance(value, list | tuple):
+        return [canonical(v) for v in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value
+
+
+def fingerprint(cfg: DictConfig, digests: Mapping[str, str]) -> str:
+    """12 hex digits. `digests`: what stands in for paths (annotations, weight file)."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for key in WITHOUT:
+        *parents, last = key.split(".")
+        node: Any = plain
+        for name in parents:
+            node = node.get(name, {})
+        node.pop(last, None)
+    text = json.dumps({"schema": SCHEMA, "config": canonical(plain), "digests": dict(sorted(digests.items()))})
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

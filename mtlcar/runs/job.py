@@ -1,0 +1,118 @@
+"""One run, in its own process: `python -m mtlcar.runs.job RUN_DIR`.
+
+Reads `config.yaml` of the run directory and needs nothing else, so every launcher, a restart and Lightning's DDP
+can run the same command. Exit status: 0 finished, 2 the user can repair it, 1 anything else, 130 interrupted.
+"""
+
+import logging
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mtlcar.errors import UserError
+
+log = logging.getLogger("mtlcar")
+
+
+def main(run_dir: Path, *, show_traceback: bool = False) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console_handler()])
+    # Lightning 2.6 asks torch's pytree in a way that torch 2.15 has deprecated; nothing a user could do.
+    warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    to_file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(to_file)
+    try:
+        run(run_dir, OmegaConf.load(run_dir / "config.yaml"))  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        log.error("Interrupted. The same command goes on with the sweep.")
+        return 130
+    except Exception as error:
+        user = isinstance(error, UserError)
+        to_file.emit(logging.makeLogRecord({"msg": traceback.format_exc(), "levelname": "ERROR", "name": "mtlcar"}))
+        print(f"mtlcar: error: {error if user else f'{type(error).__name__}: {error}'}", file=sys.stderr)
+        if show_traceback:
+            traceback.print_exc()
+        elif not user:
+            print(f"The whole story is in {run_dir / 'train.log'}", file=sys.stderr)
+        return 2 if user else 1
+    return 0
+
+
+def console_handler() -> logging.Handler:
+    """Rich on a terminal; plain lines elsewhere, where its wrapping at 80 columns would only hurt."""
+    if not sys.stderr.isatty():
+        return logging.StreamHandler()
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    return RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+
+
+def run(run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Fit, test the best checkpoint, write metrics, predictions and figures, then DONE."""
+    import lightning
+    import torch
+
+    for name in ("lightning.pytorch", "lightning.fabric"):  # its hints are for people who write trainers
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    from mtlcar.build import build, make
+    from mtlcar.runs.loggers import finish
+    from mtlcar.runs.results import metrics_json, test, write_results
+    from mtlcar.runs.training import fit, tag_list
+
+    torch.set_num_threads(cfg.threads)
+    # Deterministic mode would fill every new tensor with NaN, which finds bugs of kernels and costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    parts = build(cfg)
+    loggers = make(
+        cfg.logger,
+        run_dir=run_dir,
+        run_name=run_name(cfg),
+        run_id=wandb_id(cfg, run_dir),
+        group=str(cfg.sweep),
+        job_type="train",
+        config=OmegaConf.to_container(cfg, resolve=True),
+        tags=tag_list(cfg),
+    )
+    code = 1
+    try:
+        timing, checkpoints = fit(cfg, parts, run_dir, loggers)
+        values, predictions, tables = test(cfg, parts, run_dir / "checkpoints" / "best.ckpt", loggers)
+        result = metrics_json(parts, run_dir, timing, checkpoints, values, tables, loggers)
+        write_results(run_dir, parts, result, predictions, loggers)
+        code = 0
+    finally:
+        finish(loggers, code)
+    (run_dir / "DONE").touch()
+    return result
+
+
+def run_name(cfg: DictConfig) -> str:
+    """What W&B and the tables call it: the answers that make the run."""
+    parts = [str(cfg[g].name) for g in ("data", "backbone", "architecture", "head", "weighting")]
+    if cfg.label_transform.name != "identity":
+        parts.append(str(cfg.label_transform.name))
+    if cfg.weighting.get("weights"):
+        parts.append("-".join(f"{v:g}" for v in cfg.weighting.weights.values()))
+    if cfg.head.get("dropout"):
+        parts.append(f"p{cfg.head.dropout:g}")
+    return "_".join([*parts, f"s{cfg.seed}"])
+
+
+def wandb_id(cfg: DictConfig, run_dir: Path) -> str:
+    """One id for life: a hash of sweep name and fingerprint (the directory's name)."""
+    import hashlib
+
+    return hashlib.sha256(f"{cfg.sweep}/{run_dir.name}".encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), show_traceback="--traceback" in sys.argv[2:]))

@@ -1,0 +1,123 @@
+"""What a finished run leaves: test metrics of the best checkpoint, metrics.json, predictions, figures."""
+
+import importlib.metadata
+import logging
+import math
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+from torch import Tensor
+
+from mtlcar.build import Parts
+from mtlcar.runs.checkpoints import Checkpoints, load_weights
+from mtlcar.runs.files import write_json
+from mtlcar.runs.loggers import summarize, wandb_info
+from mtlcar.runs.predictions import PredictionCollector, read_predictions, write_predictions
+from mtlcar.runs.timing import Timing
+from mtlcar.runs.training import make_trainer
+
+log = logging.getLogger("mtlcar")
+PACKAGES = ("mtlcar", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "timm", "wandb")
+
+
+class CollectPredictions(Callback):
+    """Keeps what `test_step` returns."""
+
+    def __init__(self, collector: PredictionCollector) -> None:
+        self.collector = collector
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self.collector.update(outputs["index"], outputs["prediction"], outputs["target"], outputs["scores"])
+
+
+def test(
+    cfg: DictConfig, parts: Parts, checkpoint: Path, loggers: list[Any]
+) -> tuple[dict[str, float], PredictionCollector, dict[str, Any]]:
+    """Metrics of the test images by the checkpoint's weights, the predictions, and tables per class."""
+    load_weights(parts.module, checkpoint)
+    collector = PredictionCollector(parts.data.tasks)
+    trainer = make_trainer(cfg, [CollectPredictions(collector)], loggers, checkpoint.parent)
+    values = trainer.test(parts.module, datamodule=parts.data, verbose=False, weights_only=True)[0]
+    return dict(values), collector, parts.module.test_tables
+
+
+def metrics_json(
+    parts: Parts,
+    run_dir: Path,
+    timing: Timing,
+    checkpoints: Checkpoints,
+    values: dict[str, float],
+    tables: dict[str, Any],
+    loggers: list[Any],
+) -> dict[str, Any]:
+    """The contract of DESIGN section 6; accuracies are fractions, mape a percentage, errors in the label's unit."""
+    return {
+        "schema": 1,
+        "fingerprint": run_dir.name,
+        "status": "finished",
+        "best": {
+            "epoch": checkpoints.epoch,
+            "step": checkpoints.step,
+            "monitor": parts.monitor,
+            "value": number(checkpoints.value),
+        },
+        "val": strip(checkpoints.best_values, "val/"),
+        "test": strip(values, "test/"),
+        "per_class": finite(tables),
+        "timing": timing.summary(),
+        "cost": parts.cost,
+        "data": {name: len(rows) for name, rows in parts.data.indices.items()},
+        "versions": versions(),
+        "wandb": wandb_info(loggers),
+    }
+
+
+def number(value: Any) -> float | None:
+    """A JSON number; what is not finite has none."""
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def finite(tables: dict[str, Any]) -> dict[str, Any]:
+    """Nested tables with JSON numbers only."""
+    return {k: finite(v) if isinstance(v, dict) else number(v) for k, v in tables.items()}
+
+
+def strip(values: dict[str, Any], prefix: str) -> dict[str, float | None]:
+    """The metrics under `prefix`, without it, in a stable order."""
+    return {k.removeprefix(prefix): number(v) for k, v in sorted(values.items()) if k.startswith(prefix)}
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_results(
+    run_dir: Path, parts: Parts, result: dict[str, Any], collector: PredictionCollector, loggers: list[Any]
+) -> None:
+    """predictions.parquet, figures and metrics.json, each whole or absent."""
+    from mtlcar.runs.wandb_media import finish_figures
+
+    def gather(rows: Sequence[int]) -> Tensor:
+        return parts.data.gather(np.asarray(rows))
+
+    path = run_dir / "predictions.parquet"
+    write_predictions(path, parts.data.tasks, collector.rows(), parts.data.annotations.paths)
+    finish_figures(run_dir, parts.data.tasks, read_predictions(path)[0], gather, loggers)
+    summarize(loggers, {key: result[key] for key in ("best", "test", "timing", "cost")})
+    write_json(run_dir / "metrics.json", result)
+    shown = ", ".join(f"{k} {v:.4g}" for k, v in result["test"].items() if v is not None and not k.endswith("loss"))
+    log.info("test: %s", shown)

@@ -1,0 +1,89 @@
+"""The trainer of a run and what it carries."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from omegaconf import DictConfig, OmegaConf
+
+from mtlcar.build import Parts, make
+from mtlcar.errors import UserError
+from mtlcar.finite import StopOnNonFinite
+from mtlcar.runs.checkpoints import Checkpoints
+from mtlcar.runs.history import History
+from mtlcar.runs.progress import progress
+from mtlcar.runs.timing import Timing
+
+log = logging.getLogger("mtlcar")
+NOT_TRAINER = ("name", "channels_last", "precision")
+
+
+def precision(cfg: DictConfig) -> str:
+    """`auto` is bf16-mixed on a GPU that has it, else 32-true."""
+    if cfg.trainer.precision != "auto":
+        return str(cfg.trainer.precision)
+    gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def make_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Any], folder: Path) -> Trainer:
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator asks for a GPU and there is none. Use trainer=cpu or trainer.accelerator=auto."
+        )
+    options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    for key in NOT_TRAINER:
+        options.pop(key, None)
+    return Trainer(
+        **options,
+        precision=precision(cfg),  # type: ignore[arg-type]
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,  # the whole configuration was checked; a first validation costs start-up time
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        use_distributed_sampler=False,
+    )
+
+
+def user_callbacks(cfg: DictConfig, parts: Parts) -> list[Callback]:
+    """What the group `callbacks` asks for; a monitor left open becomes the run's."""
+    found: list[Callback] = []
+    for node in cfg.callbacks.values():
+        if OmegaConf.is_dict(node):
+            if "monitor" in node and node.monitor is None:
+                node = OmegaConf.merge(node, {"monitor": parts.monitor, "mode": parts.mode})
+            found.append(make(node))
+    return found
+
+
+def fit(cfg: DictConfig, parts: Parts, run_dir: Path, loggers: list[Any]) -> tuple[Timing, Checkpoints]:
+    """Train to the end."""
+    timing = Timing()
+    checkpoints = Checkpoints(run_dir / "checkpoints", parts.monitor, parts.mode)
+    callbacks = [
+        StopOnNonFinite(cfg.trainer.log_every_n_steps),
+        timing,
+        History(run_dir / "history.csv"),
+        checkpoints,
+        progress(),
+        *user_callbacks(cfg, parts),
+    ]
+    trainer = make_trainer(cfg, callbacks, loggers, run_dir)
+    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.data.indices.items())
+    log.info("%s: %s images; best checkpoint by %s", run_dir.name, sizes, parts.monitor)
+    trainer.fit(parts.module, datamodule=parts.data, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return timing, checkpoints
+
+
+def tag_list(cfg: DictConfig) -> list[str]:
+    """The names of the chosen parts, for W&B's filters."""
+    groups = ("data", "backbone", "architecture", "head", "weighting", "label_transform")
+    return [f"{group}:{cfg[group].name}" for group in groups]
