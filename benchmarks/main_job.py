@@ -40,6 +40,7 @@ with tempfile.TemporaryDirectory() as folder:  # an empty cache as well: decodin
         "weighting=fixed",
         "weighting.weights={make:0.1,model:0.9}",
         f"trainer.max_epochs={args.epochs}",
+        "logger.mode=offline",
         f"paths.runs={folder}/runs",
         f"paths.cache={folder}/cache",
     ]

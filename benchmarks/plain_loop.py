@@ -1,9 +1,8 @@
 """The yardstick: make and model of Stanford Cars by a plain PyTorch loop, nothing of mtlcar in it.
 
 `python benchmarks/plain_loop.py CARS_ROOT WEIGHTS [--epochs 8]`: timm's EfficientNet-Lite0, two linear heads, AdamW
-under OneCycle to 1.5e-3, flips, label smoothing 0.1,
-loss 0.9 model + 0.1 make, images decoded by a DataLoader, tested every
-epoch on a fifth of the images.
+under OneCycle to 1.5e-3, flips, label smoothing 0.1, loss 0.9 model + 0.1 make, images decoded by a DataLoader,
+tested every epoch on a fifth of the images.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """From a composed configuration to live parts. Nothing here knows a method's name; `_target_` does."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,15 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mtlcar.architectures.base import Architecture
 from mtlcar.architectures.cost import Cost, cost
-from mtlcar.data.datamodule import MultiTaskData
+from mtlcar.data.datamodule import MultiTaskData, make_augment, plain
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.metrics.tasks import TaskMetrics
-from mtlcar.module import MultiTaskModule
+from mtlcar.module import MultiTaskModule, refuse_impossible
 from mtlcar.tasks import TaskSet
 
 
@@ -25,7 +28,15 @@ def factory(node: DictConfig) -> Callable[..., Any]:
 
 
 def make(node: DictConfig, **live: Any) -> Any:
-    return factory(node)(**live)
+    """What `node` builds with live objects.
+
+    Raises:
+        UserError: also for a value of a type that its part cannot take.
+    """
+    try:
+        return factory(node)(**live)
+    except (TypeError, ValueError, InstantiationException) as error:
+        raise UserError(f"{node.get('name', node.get('_target_'))}: {error}") from error
 
 
 @dataclass
@@ -62,7 +73,8 @@ def build(cfg: DictConfig, data: MultiTaskData | None = None) -> Parts:
     losses = make(cfg.loss, tasks=architecture.tasks)
     losses.fit(label_transform.encode(data.train_targets))
     data.set_normalization(architecture.backbone.mean, architecture.backbone.std)
-    monitor, mode = resolve_monitor(cfg, data.tasks, architecture.tasks)
+    predicted = predicted_tasks(data.tasks, trained, architecture.tasks)
+    monitor, mode = resolve_monitor(cfg, predicted, architecture.tasks)
     batches = data.steps_per_epoch
     limit = cfg.trainer.limit_train_batches
     batches = max(1, int(batches * limit)) if isinstance(limit, float) else min(batches, limit)
@@ -83,9 +95,46 @@ def build(cfg: DictConfig, data: MultiTaskData | None = None) -> Parts:
     return Parts(data, module, monitor, mode, cost(architecture, cfg.data.image_size))
 
 
+def without_weights(cfg: DictConfig) -> DictConfig:
+    """A copy for a network whose parameters come from elsewhere: no weight file is read, nothing downloaded."""
+    bare = copy.deepcopy(cfg)
+    for key, value in (("weights", None), ("pretrained", False)):
+        if key in bare.backbone:
+            bare.backbone[key] = value
+    return bare
+
+
+def check_parts(cfg: DictConfig, tasks: TaskSet) -> None:
+    """Build everything but the data on the meta device, to find what does not fit before any run starts.
+
+    Raises:
+        UserError: as `build` would.
+    """
+    bare = without_weights(cfg)
+    with torch.device("meta"):
+        label_transform = make(cfg.label_transform, tasks=tasks)
+        encoded = label_transform.encoded_tasks(tasks)
+        architecture = build_architecture(bare, encoded)
+        weighting = make(cfg.weighting, tasks=architecture.tasks)
+        make(cfg.loss, tasks=architecture.tasks)
+        optimizer = make(cfg.optimizer, architecture=architecture, weighting=weighting)
+        make(cfg.scheduler, optimizer=optimizer, total_steps=20, steps_per_epoch=5, monitor="val/loss")
+    resolve_monitor(cfg, predicted_tasks(tasks, encoded, architecture.tasks), architecture.tasks)
+    make_augment(plain(cfg.data.augment))
+    refuse_impossible(architecture, weighting)
+
+
+def predicted_tasks(tasks: TaskSet, encoded: TaskSet, trained: TaskSet) -> TaskSet:
+    """The dataset's tasks that get a prediction: all, unless the architecture trains only some; then those, and the
+    coarser ones that they imply."""
+    if trained.names == encoded.names:
+        return tasks
+    return tasks.subset(n for t in trained.names if t in tasks for n in (t, *tasks.ancestors(t)))
+
+
 def resolve_monitor(cfg: DictConfig, tasks: TaskSet, trained: TaskSet) -> tuple[str, str]:
-    """The metric that picks the best checkpoint, by default a decoded one of the finest class task, the same for all
-    cells of a comparison. `val/loss` and `val/<task>/loss` may be asked for, as the papers do."""
+    """The metric that picks the best checkpoint, by default a decoded one of the finest predicted class task, the same
+    for all cells of a comparison. `val/loss` and `val/<task>/loss` may be asked for, as the papers do."""
     finest = tasks.finest()
     if cfg.monitor is None:
         monitor = f"val/{finest.name}/" + ("accuracy" if finest.kind == "classification" else "mae")

@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # argparse stops collecting overrides at the first option; those after it are overrides too.
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and args.command == "data" and args.name is None:
+        args.name = rest.pop(0)
     if rest:
         args.overrides = [*args.overrides, *rest]
     try:

@@ -20,9 +20,9 @@ FREE = ("callbacks.",)
 
 
 def conf_dir() -> Path:
-    """`../conf` in a checkout, `mtlcar/conf` in a wheel; absolute, because a console script has no other anchor."""
+    """`mtlcar/conf` in a wheel, `../conf` in a checkout; absolute, because a console script has no other anchor."""
     package = Path(__file__).resolve().parent
-    for candidate in (package.parent / "conf", package / "conf"):
+    for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "train.yaml").is_file():
             return candidate
     raise UserError(f"mtlcar's configuration is missing: neither {package.parent / 'conf'} nor {package / 'conf'}.")

@@ -19,6 +19,23 @@ from mtlcar.weightings.base import Weighting
 from mtlcar.weightings.gradients import Step
 
 
+def refuse_impossible(architecture: Architecture, weighting: Weighting) -> None:
+    """UserError for a weighting that cannot act on this architecture."""
+    if not weighting.needs_bottleneck:
+        return
+    if not architecture.has_bottleneck:
+        raise UserError(
+            f"weighting={weighting.name} at weighting.level=representation needs an architecture in which all sharing "
+            f"passes through one tensor, such as parallel or cascade; {type(architecture).__name__} has none. "
+            "Choose weighting.level=parameters or one of those."
+        )
+    if not any(p.requires_grad for p in architecture.backbone.parameters()):
+        raise UserError(
+            f"weighting={weighting.name} at weighting.level=representation balances what the trunk learns, and the "
+            "whole trunk is frozen. Lower backbone.frozen_stages or choose weighting.level=parameters."
+        )
+
+
 class MultiTaskModule(LightningModule):
     """Glue between the five answers of a configuration.
 
@@ -52,17 +69,7 @@ class MultiTaskModule(LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if weighting.needs_bottleneck and not architecture.has_bottleneck:
-            raise UserError(
-                f"weighting={weighting.name} at weighting.level=representation needs an architecture in which "
-                f"all sharing passes through one tensor, such as parallel or cascade; {type(architecture).__name__} has none. "
-                "Choose weighting.level=parameters or one of those."
-            )
-        if weighting.needs_bottleneck and not any(p.requires_grad for p in architecture.backbone.parameters()):
-            raise UserError(
-                f"weighting={weighting.name} at weighting.level=representation balances what the trunk learns, and the "
-                "whole trunk is frozen. Lower backbone.frozen_stages or choose weighting.level=parameters."
-            )
+        refuse_impossible(architecture, weighting)
         self.tasks = tasks
         self.architecture = architecture.to(memory_format=torch.channels_last) if channels_last else architecture
         self.weighting = weighting
@@ -76,8 +83,9 @@ class MultiTaskModule(LightningModule):
         self.total_steps = total_steps
         self.monitor = monitor
         self.channels_last = channels_last
-        self.finite = FiniteState(len(architecture.tasks))
+        self.finite = FiniteState()
         self.test_tables: dict[str, Any] = {}
+        self._loss_sums: Tensor | None = None
         self._step: Step | None = None
         self._parameters_of_step: tuple[list[Any], list[Any], list[Any]] | None = None
 
@@ -154,13 +162,13 @@ class MultiTaskModule(LightningModule):
     def _evaluate(self, batch: dict[str, Any], metrics: TaskMetrics) -> dict[str, Any]:
         target = batch["target"]
         outputs = self.architecture(self._layout(batch["image"])).outputs
-        losses = self.losses(outputs, self.label_transform.encode(target))
+        encoded = self.label_transform.encode(target)
+        counts = self.losses.counts(encoded)
+        exact = torch.float32 if counts.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        sums = torch.stack([self.losses(outputs, encoded).to(exact) * counts, counts.to(exact)])
+        self._loss_sums = sums if self._loss_sums is None else self._loss_sums + sums
         predictions, scores = self.decode(outputs)
         metrics.update(predictions, target, scores)
-        size = len(batch["index"])
-        for i, name in enumerate(self.architecture.tasks.names):
-            self.log(f"{metrics.prefix}{name}/loss", losses[i], batch_size=size, sync_dist=True)
-        self.log(f"{metrics.prefix}loss", losses.sum(), batch_size=size, sync_dist=True)
         return {"index": batch["index"], "target": target, "prediction": predictions, "scores": scores}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -168,6 +176,12 @@ class MultiTaskModule(LightningModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self._evaluate(batch, self.test_metrics)
+
+    def on_validation_epoch_start(self) -> None:
+        self._loss_sums = None
+
+    def on_test_epoch_start(self) -> None:
+        self._loss_sums = None
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics(self.val_metrics)
@@ -177,8 +191,19 @@ class MultiTaskModule(LightningModule):
         self._log_metrics(self.test_metrics)
 
     def _log_metrics(self, metrics: TaskMetrics) -> None:
-        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.compute().items()})
+        values = {**metrics.compute(), **self._mean_losses(metrics.prefix)}
         metrics.reset()
+        # The values are those of all processes already; `sync_dist` only keeps Lightning from warning.
+        several = self.trainer.world_size > 1
+        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}, sync_dist=several)
+
+    def _mean_losses(self, prefix: str) -> dict[str, float]:
+        """`<task>/loss` as means over the labelled images of all processes, and `loss`, their sum."""
+        assert self._loss_sums is not None
+        sums, counts = self.trainer.strategy.reduce(self._loss_sums, reduce_op="sum").tolist()
+        names = self.architecture.tasks.names
+        means = {f"{prefix}{n}/loss": s / c for n, s, c in zip(names, sums, counts, strict=True) if c}
+        return {**means, f"{prefix}loss": sum(means.values())}
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.architecture, self.weighting)
@@ -188,7 +213,18 @@ class MultiTaskModule(LightningModule):
             steps_per_epoch=self.steps_per_epoch,
             monitor=self.monitor,
         )
-        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": scheduler}
+        if scheduler is None:
+            return optimizer
+        if "monitor" in scheduler:  # there is a new value only after a validation
+            scheduler["frequency"] = self.trainer.check_val_every_n_epoch
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_fit_start(self) -> None:
+        if self.trainer.world_size > 1 and not self.weighting.distributed:
+            raise UserError(
+                f"weighting={self.weighting.name} takes gradients apart and runs on one device so far: "
+                "use trainer.devices=1, or a weighting of the losses such as equal or fixed."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The parts are modules of this one and callbacks of the trainer: the second copy of their state goes.

@@ -64,6 +64,13 @@ class TaskSet:
         if len(set(self.names)) != len(self.names):
             raise UserError(f"Task names should be unique. Found {self.names}.")
         for task in self.tasks:
+            chain = [task.name]
+            while (above := self[chain[-1]].parent) is not None and above in self.names:
+                if above in chain:
+                    raise UserError(
+                        f"Task parents should not go round in a circle. Found {' -> '.join([*chain, above])}."
+                    )
+                chain.append(above)
             if task.parent is None or task.parent not in self.names:
                 continue
             table = self.parent_of.get(task.name)

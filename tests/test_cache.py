@@ -294,6 +294,35 @@ def test_content_boxes_and_settings_are_in_the_key_but_place_and_time_are_not(
     assert torch.equal(fresh.gather(np.array([row]))[0], expected)
 
 
+def test_the_margin_and_the_decoders_version_are_in_the_key(
+    pictures: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxed = table(tmp_path, list(pictures.paths), [[5, 5, 20, 20]] * len(pictures))
+    keys = {cache_key.cache_key(boxed, ImageDecoder(16, margin=m), tmp_path / "cache") for m in (None, 0.0, 0.1)}
+    monkeypatch.setattr(cache_key, "DECODE_VERSION", cache_key.DECODE_VERSION + 1)
+    keys.add(cache_key.cache_key(boxed, ImageDecoder(16, margin=0.1), tmp_path / "cache"))
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_complete_cache_in_a_folder_that_cannot_be_written_is_used(
+    cache: bool, pictures: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.arange(len(pictures))
+    expected = open_store(pictures, ImageDecoder(16), tmp_path / "cache", cache=cache).gather(rows)
+    shutil.rmtree(tmp_path / "cache" / "digests")  # the images were touched since, say
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache_module, "FileLock", read_only)  # permissions would not stop root
+    monkeypatch.setattr(cache_key, "write_atomically", read_only)
+    again = open_store(pictures, ImageDecoder(16), tmp_path / "cache", cache=cache)
+    assert torch.equal(again.gather(rows), expected)
+    with pytest.raises(UserError, match=r"Read-only file system[^§]*paths\.cache"):
+        open_store(pictures, ImageDecoder(17), tmp_path / "cache", cache=cache)
+
+
 def many(root: Path, n: int = 40) -> Annotations:
     for i in range(n):
         picture(20, 20, i).save(root / f"{i}.png")
@@ -347,7 +376,9 @@ def test_a_box_outside_names_file_box_and_picture(tmp_path: Path) -> None:
         open_store(annotations, ImageDecoder(8), tmp_path / "cache")
 
 
-@pytest.mark.parametrize("damage", ["half the file", "no meta", "no images", "broken meta"])
+@pytest.mark.parametrize(
+    "damage", ["half the file", "no bytes", "no meta", "no images", '{"bad":', "[]", '{"bad": 3}', "null"]
+)
 def test_an_incomplete_cache_is_built_again(damage: str, tmp_path: Path) -> None:
     annotations = many(tmp_path)
     store = open_store(annotations, ImageDecoder(8), tmp_path / "cache")
@@ -356,12 +387,14 @@ def test_an_incomplete_cache_is_built_again(damage: str, tmp_path: Path) -> None
     images, meta = store.folder / "images.npy", store.folder / "meta.json"
     if damage == "half the file":
         images.write_bytes(images.read_bytes()[: images.stat().st_size // 2])
+    elif damage == "no bytes":
+        images.write_bytes(b"")
     elif damage == "no meta":
         meta.unlink()
     elif damage == "no images":
         images.unlink()
     else:
-        meta.write_text('{"bad":')
+        meta.write_text(damage)
     again = open_store(annotations, ImageDecoder(8), tmp_path / "cache")
     assert torch.equal(again.gather(np.arange(40)), expected)
 
@@ -399,12 +432,12 @@ def test_two_processes_at_once_build_it_once_and_a_killed_build_is_never_used(tm
     annotations = many(tmp_path)
     live = [start_build(tmp_path, "live") for _ in range(2)]
     killed = start_build(tmp_path, "die")
-    outputs = [process.communicate(timeout=100)[0] for process in live]
+    outputs = [process.communicate(timeout=250)[0] for process in live]
     assert [process.returncode for process in live] == [0, 0]
     assert sorted(output.count("decode\n") for output in outputs) == [0, 40], "one builds, the other waits and reuses"
     assert len({output.split("\n")[-2] for output in outputs}) == 1, "both see the same pixels"
 
-    killed.communicate(timeout=100)
+    killed.communicate(timeout=250)
     assert killed.returncode == -9
     assert [name.endswith(".tmp") for name in folders(tmp_path / "die")] == [True], "it died in the middle"
     again, complete = (open_store(annotations, ImageDecoder(8), tmp_path / name) for name in ("die", "live"))
@@ -438,5 +471,7 @@ def test_a_disk_that_fills_while_the_file_is_reserved_is_the_same_error(
 
 def test_a_cache_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"paths\.cache"):
-        open_store(many(tmp_path), ImageDecoder(8), tmp_path / "file" / "cache")
+    images = many(tmp_path)
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache", Path("/proc/nope")):
+        with pytest.raises(UserError, match=r"paths\.cache"):
+            open_store(images, ImageDecoder(8), folder)

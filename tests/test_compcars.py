@@ -152,6 +152,25 @@ def test_test_images_of_unseen_classes_are_refused_by_the_official_split_and_lef
     assert len(rows["test"]) == 48
 
 
+def test_images_of_an_attribute_class_unseen_in_training_are_left_out_too(web, tmp_path):
+    copy = copy_of(web, tmp_path)
+    lists = copy / LISTS
+    test = (lists / "test.txt").read_text().split()
+    only = test[0].split("/")[1]
+    train = [line for line in (lists / "train.txt").read_text().split() if line.split("/")[1] != only]
+    (lists / "train.txt").write_text("\n".join(train))
+    file = copy / "data" / "misc" / "attributes.txt"
+    header, *lines = [line.split() for line in file.read_text().splitlines()]
+    for k, line in enumerate(lines):
+        line[header.index("seat_number")] = "9" if line[0] == only else str(4 + k % 2)
+    file.write_text("\n".join(" ".join(line) for line in (header, *lines)))
+    for option, classes in (("keep", ("4", "5", "9")), ("drop", ("4", "5"))):
+        annotations, tasks = compcars.read(copy, levels=["make"], attributes=["seat_number"], unseen=option)
+        assert tasks["seat_number"].classes == classes
+    assert not any(path.split("/")[2] == only for path in annotations.paths)
+    assert len(annotations) == len(train) + sum(line.split("/")[1] != only for line in test)
+
+
 def test_a_few_listed_files_may_be_missing_but_not_many(web, tmp_path):
     copy = copy_of(web, tmp_path)
     (copy / "data" / "image" / first_image(copy)).unlink()
@@ -320,6 +339,8 @@ def test_damaged_surveillance_files_are_named(surveillance, tmp_path):
 
 def test_class_names_are_unique_and_never_empty():
     assert unique_names([0, 1, 2], ["X5", "X5", ""], "model") == {0: "X5 (1)", 1: "X5 (2)", 2: "model 3"}
+    taken = unique_names([0, 1, 2], ["A", "A", "A (1)"], "model")
+    assert taken == {0: "A (1) (1)", 1: "A (2)", 2: "A (1) (3)"}
     assert full_name("BMW", "BMW X5") == "BMW X5"
     assert full_name("BMW", "X5") == "BMW X5"
 

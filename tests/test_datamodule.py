@@ -84,7 +84,7 @@ def test_a_yaml_gives_batches_of_the_contract(cache: Path) -> None:
     data.setup()
     data.setup("fit")
     assert {split: len(rows) for split, rows in data.indices.items()} == {"train": 36, "val": 12, "test": 12}
-    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
         assert not isinstance(loader, list)
         for raw in loader:
             batch = data.on_after_batch_transfer(dict(raw))
@@ -101,7 +101,7 @@ def test_a_yaml_gives_batches_of_the_contract(cache: Path) -> None:
     train = torch.cat([batch["index"] for batch in data.train_dataloader()])
     assert len(train) == 35 == len(set(train.tolist()) & set(data.indices["train"].tolist()))
     assert data.steps_per_epoch == 5
-    test = torch.cat([batch["index"] for batch in data.predict_dataloader()])
+    test = torch.cat([batch["index"] for batch in data.test_dataloader()])
     assert test.tolist() == data.indices["test"].tolist()
 
 
@@ -195,6 +195,18 @@ def test_a_class_that_loses_its_training_images_is_an_error(cache: Path) -> None
     assert lost > 5, "more than skip allows"
     with pytest.raises(UserError, match="at most 5 of 60"):
         make(cache, on_bad_image="skip").setup()
+
+
+def test_a_class_that_skipping_leaves_without_training_images_is_an_error(cache: Path) -> None:
+    few: dict[str, Any] = {"fractions": [0.2, 0.4, 0.4], "on_bad_image": "skip"}
+    first = make(cache, **few)
+    first.setup()
+    lost = [row for row in first.indices["train"] if first.annotations.targets["model"][row] == 3]
+    assert 0 < len(lost) <= 5, "skip allows as many"
+    for row in lost:
+        (cache / "numbers" / f"{row:02d}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"Task 'model': 1 class \('b2'\) in the test split, never seen in training"):
+        make(cache, **few).setup()
 
 
 def test_the_digest_follows_labels_tasks_and_paths_but_not_the_place(cache: Path, tmp_path: Path) -> None:
@@ -328,7 +340,7 @@ def test_training_does_not_go_on_with_other_data(cache: Path, tmp_path: Path) ->
 def test_a_split_without_images_is_no_loader(cache: Path, tmp_path: Path) -> None:
     data = make(cache, fractions=[1.0, 0.0, 0.0])
     data.setup()
-    assert data.val_dataloader() == data.test_dataloader() == data.predict_dataloader() == []
+    assert data.val_dataloader() == data.test_dataloader() == []
     module = Recorder()
     trainer(tmp_path / "run", epochs=1).fit(module, datamodule=data)
     assert len(module.seen) == data.steps_per_epoch == 8

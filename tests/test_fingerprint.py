@@ -21,7 +21,7 @@ def of(*overrides: str, digests: dict[str, str] = D) -> str:
         (["optimizer.lr=0.1", "seed=1"], ["seed=1", "optimizer.lr=1e-1"]),
         (["head.dropout=0"], ["head.dropout=0.0"]),
         (["weighting.weights={make:1,model:2}"], ["weighting.weights={model:2.0,make:1.0}"]),
-        ([], ["paths.runs=/elsewhere", "logger=none", "notes=again", "sweep=other", "data.root=/moved"]),
+        ([], ["paths.runs=/elsewhere", "logger=none", "sweep=other", "data.root=/moved"]),
         ([], ["trainer.log_every_n_steps=7"]),
     ],
 )
@@ -33,7 +33,7 @@ def test_the_same_run_written_differently(one: list[str], other: list[str]) -> N
     "change",
     ["seed=1", "threads=2", "optimizer.lr=0.001", "head.dropout=0.25", "architecture=single", "data.image_size=65",
      "data.split_seed=1", "trainer.max_epochs=11", "trainer.precision=32-true", "weighting.normalize=true",
-     "loss.label_smoothing=0.0", "data.batch_size=8", "backbone=vit_tiny"],
+     "loss.label_smoothing=0.0", "data.batch_size=8", "backbone=vit_tiny", "trainer.limit_train_batches=1"],
 )  # fmt: skip
 def test_what_can_change_a_result_changes_it(change: str) -> None:
     assert of(change) != of()

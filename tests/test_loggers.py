@@ -71,15 +71,17 @@ loggers = instantiate(node, _partial_=True)(run_dir=run_dir, run_name="x" * 300,
 try:
     run = loggers[0].experiment
     for step in range(3):
-        loggers[0].log_metrics({"val/model/accuracy": step / 10}, step=10 * step)
-    loggers[0].log_metrics({"test/model/accuracy": 0.5}, step=3)
+        loggers[0].log_metrics({"val/model/accuracy": step / 10}, step=10 * step + 1)
+    loggers[0].log_metrics({"test/model/accuracy": 0.5, "epoch": 0}, step=0)
     gather = lambda rows: np.zeros((len(rows), 3, 8, 8), np.uint8)
     finish_figures(run_dir, CARS, predictions(0.8, 60), gather, loggers)
+    names = ("test/model/accuracy", "val/model/accuracy", "trainer/global_step", "epoch")
+    rows = {name: run.summary.get(name) for name in names}
     summarize(loggers, {"test": {"model/accuracy": 0.5}, "cost": {"parameters": 7}})
     seen = {"info": wandb_info(loggers), "name": run.name, "tags": list(run.tags), "group": run.group,
             "config": dict(run.config), "step": run.step, "summary": {k: run.summary[k] for k in run.summary.keys()},
             "id": run.id, "dir": run.settings.sync_dir,
-            "imported_early": imported_early}
+            "imported_early": imported_early, "rows": rows}
 finally:
     finish(loggers, 0)
 print("RESULT " + json.dumps(seen, default=str))
@@ -127,7 +129,10 @@ def test_the_wandb_run_is_named_grouped_tagged_and_configured(offline: tuple[Pat
 
 def test_a_row_with_a_smaller_step_is_not_lost(offline: tuple[Path, dict, str]) -> None:
     _, seen, output = offline
-    assert seen["step"] >= 20
+    assert seen["rows"] == {
+        "test/model/accuracy": 0.5, "val/model/accuracy": 0.2, "trainer/global_step": 21, "epoch": None,
+    }  # fmt: skip
+    assert seen["step"] >= 21
     assert "less than the current step" not in output
 
 
@@ -180,6 +185,16 @@ def test_a_key_is_found_where_wandb_keeps_it(no_key: Path, monkeypatch: pytest.M
     assert choose_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     assert choose_mode("auto") == "online"
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_a_key_with_a_blank_at_its_end_is_a_clear_error(
+    no_key: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", f"{SECRET} ")
+    with pytest.raises(UserError, match="WANDB_API_KEY") as error:
+        choose_mode(mode)
+    assert SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize(("value", "mode"), [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled")])
@@ -239,16 +254,25 @@ def test_a_resumed_run_skips_the_rows_it_has_already_logged(tmp_path: Path) -> N
 
         def __init__(self) -> None:
             self.rows: list[tuple[int, dict]] = []
+            self.summary = {"trainer/global_step": 20}
 
         def log(self, row: dict, step: int) -> None:
-            self.rows.append((step, row))
-            self.step = step
+            if step >= self.step:  # W&B drops the others
+                self.rows.append((step, row))
+                self.step = step
 
     logger = RunLogger(mode="online", name="n", id="i", save_dir=tmp_path)
     logger._experiment = run = FakeRun()  # type: ignore[assignment]
     for step in (10, 20, 30, 40):
         logger.log_metrics({"a": step}, step=step)
-    assert [step for step, _ in run.rows] == [30, 40]
+    assert run.rows == [(step, {"a": step, "trainer/global_step": step}) for step in (30, 40)]
+    logger.log_metrics({"test/a": 1.0, "epoch": 0}, step=0)
+    assert run.rows[2:] == [(40, {"test/a": 1.0, "trainer/global_step": 40})]
+
+    again = RunLogger(mode="online", name="n", id="i", save_dir=tmp_path)
+    again._experiment = run = FakeRun()  # type: ignore[assignment]
+    again.log_metrics({"test/a": 1.0}, step=0)  # nothing was left to train
+    assert run.rows == [(21, {"test/a": 1.0, "trainer/global_step": 20})]
 
 
 def test_long_names_are_shortened_and_stay_apart() -> None:

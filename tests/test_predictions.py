@@ -97,6 +97,13 @@ def test_columns_and_types_are_the_documented_ones(tmp_path: Path) -> None:
     assert TaskSet.from_dict(json.loads(schema.metadata[b"mtlcar.tasks"])) == TASKS
 
 
+def test_groups_of_the_rows_are_a_column(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.parquet"
+    write_predictions(file, TASKS, collect([7, 3, 41]).rows(), PATHS, np.array([f"g{i // 5}" for i in range(60)]))
+    assert pq.read_schema(file).field("group").type == pa.string()
+    assert read_predictions(file)[0]["group"].tolist() == ["g0", "g1", "g8"]
+
+
 def test_metrics_from_the_file_equal_those_of_the_test_epoch(tmp_path: Path) -> None:
     batches = [list(range(25)), list(range(25, 60))]
     metrics = TaskMetrics(TASKS, "")

@@ -18,7 +18,9 @@ from mtlcar.report import build_report, command
 from mtlcar.report.build import build
 from mtlcar.report.collect import collect
 from mtlcar.report.comparison import compare
-from mtlcar.report.intervals import over_images, over_seeds
+from mtlcar.report.figures import SHOWN_CELLS
+from mtlcar.report.figures import test_figure as results_figure
+from mtlcar.report.intervals import over_images, over_seeds, wilson
 from mtlcar.report.matching import unmatched
 from mtlcar.report.per_image import per_image
 from mtlcar.report.table import headings, rows
@@ -141,7 +143,7 @@ def test_a_metric_that_only_some_cells_have_leaves_the_others_empty(tmp_path: Pa
     assert math.isnan(pd.read_csv(build_report([tmp_path], tmp_path / "out").parent / "table.csv")["make/accuracy"][1])
 
 
-def test_single_seed_gets_a_bootstrap_interval_close_to_the_normal_one(tmp_path: Path) -> None:
+def test_single_seed_gets_an_interval_close_to_the_normal_one(tmp_path: Path) -> None:
     write_run(tmp_path / "s", config(), 0.8)
     estimate = only(tmp_path).cells[0].numbers["model/accuracy"]
     p = estimate.mean
@@ -162,10 +164,54 @@ def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
     rng = np.random.default_rng(0)
     seeds = [over_seeds(list(rng.normal(0.8, 0.01, 3))) for _ in range(1000)]
     assert 0.93 < np.mean([e.low <= 0.8 <= e.high for e in seeds]) < 0.97
-    images = [over_images((rng.random(500) < 0.8), resamples=500) for _ in range(500)]
-    assert 0.92 < np.mean([low <= 0.8 <= high for low, high in images]) < 0.98
     errors = [over_images(rng.exponential(2.0, 200), resamples=400) for _ in range(200)]
     assert 0.88 < np.mean([low <= 2.0 <= high for low, high in errors]) < 0.99
+
+
+@pytest.mark.parametrize("p", [0.8, 0.99, 0.998])
+def test_an_accuracy_near_one_is_covered_too(p: float) -> None:
+    n, right = 648, np.arange(649)
+    covers = [low <= p <= high for low, high in (over_images(np.arange(n) < k) for k in right)]
+    assert 0.92 < stats.binom.pmf(right, n, p)[covers].sum() < 0.985
+    low, high = over_images(np.full(n, True))
+    assert (low, high) == (pytest.approx(n / (n + stats.norm.ppf(0.975) ** 2)), 1.0)
+
+
+def test_images_of_one_group_count_as_one_draw() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 20)
+    covers = {True: [], False: []}
+    for _ in range(200):
+        values = rng.exponential(2.0, 30)[groups]  # all images of a group have the same error
+        for grouped, found in covers.items():
+            low, high = over_images(values, groups if grouped else None, resamples=300)
+            found.append(low <= 2.0 <= high)
+    assert np.mean(covers[True]) > 0.85
+    assert np.mean(covers[False]) < 0.6
+    right = groups % 3 > 0
+    low, high = over_images(right, groups)
+    assert high - low > 3 * np.subtract(*over_images(right)[::-1])
+    assert (low, high) == over_images(right, groups)
+    assert over_images(np.full(600, True), groups) == wilson(1.0, 30)
+    assert math.isnan(over_images(np.array([1.0, 2.0]), np.zeros(2))[0]), "one group has no spread"
+
+
+def test_the_report_resamples_groups_where_the_predictions_name_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "s", config(), 0.8)
+    alone = only(tmp_path).cells[0].numbers
+    df = pd.read_parquet(run / "predictions.parquet")
+    df["group"] = [f"g{i // 12}" for i in range(len(df))]
+    df.to_parquet(run / "predictions.parquet")
+    page, (comparison,), _ = build([tmp_path], tmp_path / "out")
+    grouped = comparison.cells[0].numbers
+    for metric in ("model/accuracy", "weight/mae"):
+        assert grouped[metric].mean == alone[metric].mean
+        assert (grouped[metric].low, grouped[metric].high) != (alone[metric].low, alone[metric].high)
+    assert "bootstrap over whole groups (25 groups)" in page.read_text()
+    df["group"] = [str(i) for i in range(len(df))]
+    df.to_parquet(run / "predictions.parquet")
+    single = only(tmp_path).cells[0].numbers["model/accuracy"]
+    assert (single.low, single.high) == (alone["model/accuracy"].low, alone["model/accuracy"].high)
 
 
 @settings(max_examples=30, deadline=None)
@@ -199,6 +245,99 @@ def test_pretrained_weights_count_as_varied_by_file_name() -> None:
     flats = [flatten(c, CARS.names) for c in made]
     assert varied(flats) == ["backbone.weights"]
     assert flats[1] == flats[2]
+
+
+def change_metrics(run: Path, **changes: object) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | changes))
+
+
+def test_weights_of_one_name_and_two_contents_are_two_cells(tmp_path: Path) -> None:
+    for folder, digest in (("a", "1" * 16), ("b", "2" * 16), ("c", "1" * 16)):
+        run = write_run(
+            tmp_path / folder, config(seed=int(folder == "c"), backbone__weights=f"/{folder}/w.safetensors")
+        )
+        change_metrics(run, digests={"annotations": "0" * 16, "weights": digest})
+    cells = only(tmp_path).cells
+    assert sorted((cell.values, len(cell.runs)) for cell in cells) == [
+        (("w.safetensors 111111",), 2), (("w.safetensors 222222",), 1),
+    ]  # fmt: skip
+
+
+def test_one_content_under_two_names_is_one_cell(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        run = write_run(tmp_path / "s", config(seed=seed, data__root=f"/data/{name}"))
+        change_metrics(run, digests={"annotations": "0" * 16})
+    assert [len(cell.runs) for cell in only(tmp_path).cells] == [2]
+
+
+def test_a_data_folder_whose_annotations_changed_is_flagged(tmp_path: Path) -> None:
+    for architecture, digest in (("parallel", "1" * 16), ("cascade", "2" * 16)):
+        change_metrics(
+            write_run(tmp_path / "s", config(architecture, data__root="/d/cars")), digests={"annotations": digest}
+        )
+    assert "data folder (data.root) differs: cars 111111, cars 222222" in unmatched(only(tmp_path))
+
+
+def test_other_annotations_that_a_setting_explains_are_no_other_folder(tmp_path: Path) -> None:
+    for seed, digest in ((0, "1" * 16), (1, "2" * 16)):
+        made = config(seed=seed)
+        made["data"]["seed"] = seed
+        change_metrics(write_run(tmp_path / "s", made), digests={"annotations": digest})
+    assert [len(cell.runs) for cell in only(tmp_path).cells] == [2]
+
+
+def test_runs_that_look_alike_with_other_fingerprints_are_named(tmp_path: Path) -> None:
+    old, new = write_run(tmp_path / "a", config()), write_run(tmp_path / "b", config())
+    os.utime(old / "DONE", (1e9, 1e9))
+    change_metrics(old, fingerprint="f" * 12)
+    comparison = only(tmp_path)
+    assert [run.directory for run in comparison.runs] == [new]
+    assert comparison.repeats == []
+    (sentence,) = unmatched(comparison)
+    assert sentence.startswith("a/000000000000 is not counted")
+    assert "fingerprint" in sentence
+
+
+def test_the_note_says_whether_the_seeds_share_a_test_set(tmp_path: Path, grid: Path) -> None:
+    assert "(same test set)" in build_report([grid], tmp_path / "same").read_text()
+    for seed in (0, 1):
+        run = write_run(tmp_path / "s", config(seed=seed, data__split_seed=seed))
+    df = pd.read_parquet(run / "predictions.parquet")
+    df["index"] += 1
+    df.to_parquet(run / "predictions.parquet")
+    text = build_report([tmp_path / "s"], tmp_path / "two").read_text()
+    assert "(same test set)" not in text
+    assert "2 different test sets" in text
+    (run / "predictions.parquet").unlink()
+    assert "not every run says" in build_report([tmp_path / "s"], tmp_path / "unknown").read_text()
+
+
+def test_an_implied_level_has_no_consistency_and_is_bold_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "s", config("parallel"), 0.5)
+    write_run(tmp_path / "s", config("cascade"), 0.6)
+    write_run(tmp_path / "s", config("single"), 0.95)
+    comparison = only(tmp_path)
+    table = {row[0][0]: dict(zip(headings(comparison), row, strict=True)) for row in rows(comparison)}
+    assert table["single"]["consistent %"] == ("-", False)
+    assert table["cascade"]["consistent %"][1]
+    shown, bold = table["single"]["make %"]
+    assert shown != "-"
+    assert not bold
+    assert table["single"]["make implied %"][1]
+
+
+def test_a_large_grid_draws_its_best_cells_alone(tmp_path: Path) -> None:
+    for i in range(SHOWN_CELLS + 2):
+        write_run(tmp_path / "s", config(head__dropout=i / 100), 0.5 + i / 100)
+    comparison = only(tmp_path)
+    figure = results_figure(comparison)
+    assert figure is not None
+    drawn = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    worst = sorted(comparison.cells, key=lambda cell: cell.numbers["model/accuracy"].mean)[:2]
+    assert drawn == [cell.label for cell in comparison.cells if cell not in worst]
+    page = build_report([tmp_path], tmp_path / "out").read_text()
+    assert f"Only the best {SHOWN_CELLS} of {SHOWN_CELLS + 2} cells by test model/accuracy" in page
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,20 @@ def test_test_images_without_labels_stay_out(new, tmp_path):
     assert set(stanford_cars.read(copy)[0].split) == {"train"}
 
 
+def test_labels_of_the_test_images_are_found_in_a_nested_devkit_and_missed_aloud(new, tmp_path, caplog):
+    copy = copy_of(new, tmp_path)
+    (copy / "car_devkit").mkdir()
+    for name in ("devkit", "cars_test_annos_withlabels.mat"):
+        (copy / name).rename(copy / "car_devkit" / name)
+    assert len(stanford_cars.read(copy)[0]) == len(sample_cars())
+    assert not caplog.records
+    (copy / "car_devkit" / "cars_test_annos_withlabels.mat").unlink()
+    stanford_cars.read(copy, subset="train")
+    assert not caplog.records
+    assert set(stanford_cars.read(copy)[0].split) == {"train"}
+    assert "no cars_test_annos_withlabels.mat" in caplog.text
+
+
 def test_missing_images_are_an_error_or_left_out_on_request(new, tmp_path):
     copy = copy_of(new, tmp_path)
     for n in (3, 5):

@@ -373,6 +373,27 @@ def test_a_bad_option_is_a_user_error_before_anything_is_drawn(tmp_path, options
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "synthetic_cars", Path("/proc/nope/synthetic_cars")):
+        with pytest.raises(UserError, match=r"cannot be written[^§]*paths\.cache"):
+            read(folder, **SMALL)
+
+
+def test_a_wrong_option_is_explained_and_a_bug_of_the_reader_is_not_taken_for_one(tmp_path, monkeypatch):
+    data = OmegaConf.create(
+        {"name": "synthetic_cars", "root": str(tmp_path), "read": {"_target_": f"{read.__module__}.read"}, **SMALL}
+    )
+    data.read._partial_ = True
+    with pytest.raises(UserError, match="'colours'"):
+        read_annotations(OmegaConf.merge(data, {"colours": 3}), tmp_path)
+    with pytest.raises(UserError, match=r"data\.levels should be a list"):
+        read_annotations(OmegaConf.merge(data, {"levels": 3}), tmp_path)
+    monkeypatch.setattr(synthetic_cars, "prepare", lambda: None)
+    with pytest.raises(TypeError, match="positional"):
+        read_annotations(data, tmp_path)
+
+
 def test_too_little_disk_and_no_root_are_user_errors(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"data\.root"):
         read(None, **SMALL)

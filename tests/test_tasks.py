@@ -54,6 +54,7 @@ def test_a_tasks_outputs_are_its_classes_or_one_value() -> None:
         (lambda: TaskSet((MAKE, MODEL)), "parent_of"),
         (lambda: TaskSet((MAKE, MODEL), {"model": (0, 1)}), "parent_of"),
         (lambda: TaskSet((MAKE, MODEL), {"model": (0, 1, 2)}), "class indices"),
+        (lambda: TaskSet((Task("a", "classification", ("x", "y"), parent="a"),), {"a": (0, 1)}), "circle"),
         (lambda: CARS["modle"], "Did you mean 'model'"),
     ],
 )

@@ -61,7 +61,7 @@ class Net(nn.Module):
         b = self.second(torch.cat([z, a], 1))
         return torch.stack([a.square().mean(), (b - 3).square().mean()]), z
 
-    def step(self, x: Tensor, factor: float = 1.0, scale: float = 1.0, cascade_shared: bool = True) -> Step:
+    def step(self, x: Tensor, factor: float = 1.0, scale: float = 1.0) -> Step:
         losses, z = self.losses(x)
         shared = [*self.trunk.parameters(), *self.first.parameters()]
         return Step(

@@ -22,6 +22,7 @@ from mtlcar.data.annotations import Annotations
 from mtlcar.data.cache_key import cache_key, write_atomically
 from mtlcar.data.decode import DamagedImageError, ImageDecoder
 from mtlcar.data.parallel import cpus, in_parallel
+from mtlcar.data.writing import must_be_writable
 from mtlcar.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -115,27 +116,22 @@ def open_store(
     """The images of `annotations`, decoded now if no earlier run or process has done it.
 
     Every image is decoded once before this returns, also for streaming (`cache=False`, which keeps only the
-    list of damaged images), so a damaged one is reported before training and not in the middle of it.
+    list of damaged images), so a damaged one is reported before training and not in the middle of it. A complete
+    cache is only read, so it may lie in a folder that cannot be written.
 
     Raises:
         UserError: damaged images, boxes outside their picture, too little disk, a cache folder that cannot be written.
     """
     if on_bad_image not in ("error", "skip"):
         raise UserError(f"data.on_bad_image should be error or skip. Found {on_bad_image!r}.")
-    try:
+    with must_be_writable("The image cache", cache_dir, "Choose another folder with paths.cache=..."):
         cache_dir.mkdir(parents=True, exist_ok=True)
         key = cache_key(annotations, decoder, cache_dir)
         folder = cache_dir / (f"images-{key}" if cache else f"checked-{key}")
-        with _locked(cache_dir / f"{folder.name}.lock"):
-            if not _is_complete(folder, annotations, decoder, cache):
-                _build(folder, annotations, decoder, cache)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
-            raise UserError(
-                f"The image cache under {cache_dir} cannot be written: {error.strerror}.\n"
-                "Choose another folder with paths.cache=..."
-            ) from None
-        raise
+        if not _is_complete(folder, annotations, decoder, cache):
+            with _locked(cache_dir / f"{folder.name}.lock"):
+                if not _is_complete(folder, annotations, decoder, cache):  # nobody built it while this process waited
+                    _build(folder, annotations, decoder, cache)
     bad = _read_meta(folder)
     if bad and on_bad_image == "error":
         raise damaged(bad, annotations)
@@ -242,7 +238,7 @@ def _is_complete(folder: Path, annotations: Annotations, decoder: ImageDecoder, 
         if keep_images:
             shape = np.load(folder / "images.npy", mmap_mode="r").shape
             return shape == (len(annotations), 3, decoder.size, decoder.size)
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):  # missing, cut off, or not ours
         return False
     return True
 

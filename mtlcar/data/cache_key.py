@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import os
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,8 @@ from mtlcar.data.annotations import Annotations
 from mtlcar.data.decode import DECODE_VERSION, ImageDecoder
 from mtlcar.data.parallel import in_parallel
 
+log = logging.getLogger(__name__)
+
 
 def cache_key(annotations: Annotations, decoder: ImageDecoder, cache_dir: Path) -> str:
     """16 hex digits of everything the pixels depend on: the files' bytes, the boxes, the decoder's settings.
@@ -20,18 +24,20 @@ def cache_key(annotations: Annotations, decoder: ImageDecoder, cache_dir: Path) 
     Reading all files takes a while, so the digest of their bytes is remembered under a quick fingerprint of
     their paths, sizes and modification times. Where the files lie, and when they were touched, is not in the key.
     """
-    quick = hashlib.sha256()
     files = [annotations.file(i) for i in range(len(annotations))]
+    # folders, not files: resolving a path costs many system calls, and images share few folders
+    real = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
+    quick = hashlib.sha256()
     for file in files:
         try:
             stat = file.stat()
-            quick.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
         except OSError:
-            quick.update(f"{file}\0missing\n".encode("utf-8", "surrogateescape"))
+            state = "missing"
+        quick.update(f"{real[file.parent]}/{file.name}\0{state}\n".encode("utf-8", "surrogateescape"))
     known = cache_dir / "digests" / quick.hexdigest()[:32]
-    if known.is_file() and len(known.read_text()) == 64:
-        content = known.read_text()
-    else:
+    content = _remembered(known)
+    if content is None:
         digests: list[bytes] = [b""] * len(files)
 
         def digest(i: int) -> None:
@@ -42,12 +48,23 @@ def cache_key(annotations: Annotations, decoder: ImageDecoder, cache_dir: Path) 
 
         in_parallel(digest, len(files), "Reading image files")
         content = hashlib.sha256(b"\n".join(digests)).hexdigest()
-        write_atomically(known, content)
+        try:
+            write_atomically(known, content)
+        except OSError as error:  # a complete cache can be used all the same
+            log.debug("The digest of the image files is not remembered: %s", error)
     settings = {"content": content, "decode": DECODE_VERSION, "pillow": PIL.__version__, **asdict(decoder)}
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     if annotations.boxes is not None and decoder.margin is not None:
         h.update(np.ascontiguousarray(annotations.boxes, dtype=np.float32).tobytes())
     return h.hexdigest()[:16]
+
+
+def _remembered(known: Path) -> str | None:
+    try:
+        content = known.read_text()
+    except (OSError, ValueError):
+        return None
+    return content if len(content) == 64 else None
 
 
 def write_atomically(file: Path, text: str) -> None:

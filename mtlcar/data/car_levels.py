@@ -15,6 +15,8 @@ def check_levels(levels: Iterable[str], known: Sequence[str]) -> tuple[str, ...]
     Raises:
         UserError: none, one twice, or one that is not `known`.
     """
+    if not isinstance(levels, Iterable):
+        raise UserError(f"data.levels should be a list of {', '.join(known)}. Found {levels!r}.")
     names = (levels,) if isinstance(levels, str) else tuple(str(level) for level in levels)
     for name in names:
         if name not in known:

@@ -60,9 +60,10 @@ def parse_id(text: str, names: Sequence[str], what: str, path: str) -> int:
 
 def unique_names(ids: Sequence[int], names: Sequence[str], what: str) -> dict[int, str]:
     """Class name of each id: its name, or `<what> <id>` for an empty one, with ` (<id>)` where two ids share a name."""
-    plain = {i: names[i] or f"{what} {i + 1}" for i in ids}
-    count = Counter(plain.values())
-    return {i: name if count[name] == 1 else f"{name} ({i + 1})" for i, name in plain.items()}
+    unique = {i: names[i] or f"{what} {i + 1}" for i in ids}
+    while len(count := Counter(unique.values())) < len(unique):  # again where `A (1)` was somebody's name already
+        unique = {i: name if count[name] == 1 else f"{name} ({i + 1})" for i, name in unique.items()}
+    return unique
 
 
 def full_name(make: str, model: str) -> str:

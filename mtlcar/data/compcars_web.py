@@ -67,7 +67,11 @@ def read_web(
         kind = model_type(table, model)
         values["type"].append(type_names[kind - 1] if type_names and kind else None)
     if drop_unseen:
-        keep = np.flatnonzero(seen_in_training({level: values[level] for level in levels}, split[rows]))
+        classified = {level: values[level] for level in levels}
+        classified |= {
+            name: attribute_texts(name, table, [m for _, m, _ in ids]) for name in attributes if name in COUNTS
+        }
+        keep = np.flatnonzero(seen_in_training(classified, split[rows]))
         rows, boxes, ids = rows[keep], boxes[keep], [ids[i] for i in keep]
         values = {level: [v[i] for i in keep] for level, v in values.items()}
     used = {level: set(v) for level, v in values.items()}
@@ -170,15 +174,22 @@ def read_types(file: Path, table: dict[int, dict[str, str]]) -> list[str]:
     return names
 
 
+def attribute_texts(name: str, table: dict[int, dict[str, str]], models: Sequence[int]) -> list[str | None]:
+    """One attribute of each image's model as the file has it, None where it is 0 (unknown) or not listed."""
+    texts = [table[m][name] if m in table else "0" for m in models]
+    return [None if text == "0" else text for text in texts]
+
+
 def attribute_task(name: str, table: dict[int, dict[str, str]], models: Sequence[int]) -> tuple[Task, np.ndarray]:
     """One attribute as a task, with the label [N] of each image's model; 0 is a missing label."""
-    text = [table[m][name] if m in table else "0" for m in models]
+    texts = attribute_texts(name, table, models)
     if name in COUNTS:
-        classes = sorted({t for t in text if t != "0"}, key=lambda t: (len(t), t))
-        index = {c: i for i, c in enumerate(classes)} | {"0": MISSING_CLASS}
-        return Task(name, "classification", tuple(classes)), np.array([index[t] for t in text], dtype=np.int64)
+        classes = sorted({t for t in texts if t is not None}, key=lambda t: (len(t), t))
+        index = {c: i for i, c in enumerate(classes)}
+        labels = [MISSING_CLASS if t is None else index[t] for t in texts]
+        return Task(name, "classification", tuple(classes)), np.array(labels, dtype=np.int64)
     try:
-        value = np.array([float(t) for t in text], dtype=np.float32)
+        value = np.array([float(t or 0) for t in texts], dtype=np.float32)
     except ValueError as e:
         raise UserError(f"CompCars: attributes.txt: {name} should be numbers ({e}).") from e
     return Task(name, "regression", unit=UNITS[name]), np.where(value == 0, np.float32("nan"), value)

@@ -159,9 +159,6 @@ class MultiTaskData(LightningDataModule):
     def test_dataloader(self) -> BatchLoader | list[BatchLoader]:
         return self._loader("test") if len(self.indices["test"]) else []
 
-    def predict_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        return self.test_dataloader()
-
     def _loader(self, split: str) -> BatchLoader:
         self.setup()
         training, trainer = split == "train", self.trainer

@@ -1,5 +1,6 @@
 """Reading a dataset from its configuration node, without importing torch."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,10 @@ def read_annotations(data: DictConfig, cache: Path) -> tuple[Annotations, TaskSe
     """What the publisher's files say, checked."""
     from hydra.utils import instantiate
 
-    read = instantiate(data.read)
+    read, root, options = instantiate(data.read), data_root(data, cache), reader_options(data)
     try:
-        annotations, tasks = read(data_root(data, cache), **reader_options(data))
+        inspect.signature(read).bind(root, **options)
     except TypeError as error:
-        raise UserError(f"data={data.name}: {error}") from error
+        raise UserError(f"data={data.name}: the reader {error}.") from error
+    annotations, tasks = read(root, **options)
     return annotations.check(tasks), tasks

@@ -9,6 +9,7 @@ Both published layouts are read. Newer:
 Older: `cars_annos.mat` and `car_ims/NNNNNN.jpg`.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ HOW = (
     "'Stanford Cars Dataset'; unpack one so that cars_train/ and devkit/ (or car_ims/ and cars_annos.mat) lie "
     "directly under data.root."
 )
+log = logging.getLogger(__name__)
+
 LEVELS = ("make", "model", "year", "type")
 TWO_WORD_MAKES = ("AM General", "Aston Martin", "Land Rover")
 
@@ -128,6 +131,12 @@ def read(
     folder, meta, lists = _find_lists(root)
     cars = [parse_name(n) for n in strings(load_variable(meta, "class_names"), "class_names", meta)]
 
+    if subset == "all" and [part for *_, part in lists] == ["train"] and (folder / "cars_test").is_dir():
+        log.warning(
+            "%s has cars_test/ but no cars_test_annos_withlabels.mat: the test images have no labels and stay out.",
+            folder,
+        )
+
     rows = [_read_list(folder, file, images, split, len(cars)) for file, images, split in lists]
     paths = [p for r in rows for p in r[0]]
     label = np.concatenate([r[1] for r in rows])
@@ -161,7 +170,7 @@ def _find_lists(root: Path | str | None) -> tuple[Path, Path, list[tuple[Path, s
         return folder, folder / marker, [(folder / marker, "", "")]
     devkit = (folder / marker).parent
     lists = [(devkit / "cars_train_annos.mat", _image_folder(folder, "cars_train"), "train")]
-    for place in (folder, devkit):
+    for place in (folder, devkit.parent, devkit):
         if (place / "cars_test_annos_withlabels.mat").is_file():
             lists.append((place / "cars_test_annos_withlabels.mat", _image_folder(folder, "cars_test"), "test"))
             break

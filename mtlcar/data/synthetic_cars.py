@@ -18,6 +18,7 @@ from mtlcar.data.annotations import Annotations
 from mtlcar.data.car_levels import check_levels, level_tasks
 from mtlcar.data.car_styles import MAX_MAKES, MAX_MODELS, TYPES
 from mtlcar.data.car_writer import CarSet, file_name, write_pictures
+from mtlcar.data.writing import must_be_writable
 from mtlcar.errors import UserError
 from mtlcar.tasks import Task, TaskSet
 
@@ -58,7 +59,7 @@ def read(
         draw_seed: of everything random, the fleet included.
 
     Raises:
-        UserError: an option out of range, or no room on the disk.
+        UserError: an option out of range, no room on the disk, or a folder that cannot be written.
     """
     names = check_levels(levels, LEVELS)
     cars = _checked(
@@ -73,7 +74,9 @@ def read(
     if root is None:
         raise UserError("synthetic_cars: data.root should be a folder to draw into. Found null.")
     tasks, table = _tasks(names, cars)
-    folder = prepare(Path(root), cars)
+    advice = "Choose another folder with data.root=..., or paths.cache=... where data.root is not set."
+    with must_be_writable("The pictures of synthetic_cars", Path(root), advice):
+        folder = prepare(Path(root), cars)
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     index = {model.name: i for i, model in enumerate(cars.models)}

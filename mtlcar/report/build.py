@@ -4,13 +4,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mtlcar.report.collect import Found, collect
 from mtlcar.report.comparison import Comparison, compare
-from mtlcar.report.figures import curve_metrics, curves_figure, test_figure
-from mtlcar.report.matching import main_fixed, other_fixed, unmatched
+from mtlcar.report.figures import SHOWN_CELLS, curve_metrics, curves_figure, main_metric, test_figure
+from mtlcar.report.matching import main_fixed, other_fixed, test_sets, unmatched
 from mtlcar.report.render import Page, markdown, page_html
 from mtlcar.report.table import frame, headings, rows, run_headings, run_rows
 from mtlcar.runs.files import replacing, write_text
@@ -62,6 +63,11 @@ def _page(comparison: Comparison, several: bool) -> Page:
         caption = (
             f"{comparison.dataset}: test results per cell. Filled: mean; line: 95 % interval; hollow: single seeds."
         )
+        if len(comparison.cells) > SHOWN_CELLS:
+            caption += (
+                f" Only the best {SHOWN_CELLS} of {len(comparison.cells)} cells by test {main_metric(comparison)}; "
+                "the table has all."
+            )
         page.figures.append((f"{prefix}test.png", caption, _png(figure)))
     for metric in curve_metrics(comparison):
         figure = curves_figure(comparison, metric)
@@ -80,11 +86,28 @@ def _note(comparison: Comparison) -> str:
     sizes = {len(cell.runs) for cell in comparison.cells}
     parts = ["Test set, checkpoint with the best validation metric; the best value of a column is bold."]
     if max(sizes) > 1:
-        parts.append("± is half the 95 % t interval of the mean over n seeds (same test set).")
+        sets = test_sets(comparison)
+        spread = {
+            None: "not every run says what its test images are",
+            1: "same test set",
+        }.get(sets, f"{sets} different test sets, whose spread is in it too")
+        parts.append(f"± is half the 95 % t interval of the mean over n seeds ({spread}).")
     if 1 in sizes:
         parts.append(
-            "[low, high] is the 95 % bootstrap interval over test images of the one seed; it knows nothing of "
-            "the spread between seeds."
+            "[low, high] is the 95 % interval over test images of the one seed (Wilson's for accuracies, else "
+            "bootstrap); it knows nothing of the spread between seeds."
+        )
+        alone = [cell.runs[0].groups for cell in comparison.cells if len(cell.runs) == 1]
+        counts = sorted({len(np.unique(groups)) for groups in alone if groups is not None})
+        if counts:
+            parts.append(
+                "Test images of one group are not independent: there the interval is a bootstrap over whole groups "
+                f"({' or '.join(map(str, counts))} groups), or Wilson's of that many where all are right."
+            )
+    if any(run.implied for run in comparison.runs):
+        parts.append(
+            "Where a network does not predict a coarse level itself, its class is the implied one: that has no "
+            "consistency, and is compared under implied alone."
         )
     parts.append("fit, min: minutes of training, mean over seeds; comparable only on one machine under one load.")
     return " ".join(parts)

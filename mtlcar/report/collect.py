@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -31,7 +32,39 @@ class Run:
 
     @property
     def test(self) -> dict[str, float]:
-        return {k: float(v) for k, v in self.metrics.get("test", {}).items() if isinstance(v, int | float)}
+        """Test metrics, without the consistency of levels of which one is implied by another: it is 1 by definition."""
+        found = {k: float(v) for k, v in self.metrics.get("test", {}).items() if isinstance(v, int | float)}
+        if self.implied:
+            found.pop("hierarchy/consistency", None)
+        return found
+
+    @property
+    def implied(self) -> set[str]:
+        """The coarse tasks that the network does not predict itself: those without a loss, where others have one."""
+        test = self.metrics.get("test", {})
+        if not any(f"{task.name}/loss" in test for task in self.tasks):
+            return set()
+        return {str(task.parent) for task in self.tasks if task.parent and f"{task.parent}/loss" not in test}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What the annotations and the weight file contained; empty in old files."""
+        found = self.metrics.get("digests")
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.metrics.get("fingerprint", self.directory.name))
+
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """Which group each row of `predictions` belongs to, or None where every image is one of its own."""
+        df = self.predictions
+        if df is None or "group" not in df:
+            return None
+        codes = pd.factorize(df["group"])[0]
+        codes = np.where(codes < 0, codes.max(initial=0) + 1 + np.arange(len(codes)), codes)  # no group: its own
+        return codes if len(np.unique(codes)) < len(codes) else None
 
     @cached_property
     def predictions(self) -> pd.DataFrame | None:

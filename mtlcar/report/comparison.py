@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mtlcar.report.collect import Run
 from mtlcar.report.intervals import Estimate, over_images, over_seeds
 from mtlcar.report.per_image import per_image
-from mtlcar.report.varied import NONE, Settings, constant, is_seed, settings, show, title, varied
+from mtlcar.report.varied import NONE, Settings, by_content, constant, is_seed, settings, show, title, varied
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Comparison:
         fixed: the settings that did not.
         metrics: test metrics shown, in the order of the tasks, then `parameters` and `minutes`.
         repeats: runs left out because a newer one has the same settings and seed.
+        doubtful: the same, but the fingerprints differ: a sentence each.
         disagree: what metrics.json and predictions.parquet do not agree on.
     """
 
@@ -41,6 +42,7 @@ class Comparison:
     metrics: list[str]
     units: dict[str, str]
     repeats: list[str]
+    doubtful: list[str]
     disagree: list[str]
 
     @property
@@ -76,18 +78,24 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def _compare(dataset: str, runs: list[Run]) -> Comparison:
-    flats = [flat(run) for run in runs]
+    flats = by_content([flat(run) for run in runs], [run.digests for run in runs])
     keys = sorted(varied(flats), key=lambda key: (key != "architecture.name", not key.endswith(".name")))
     titles = _titles(keys)
     cells: dict[tuple[str, ...], Cell] = {}
-    repeats = []
+    repeats, doubtful = [], []
     for run, values in sorted(zip(runs, flats, strict=True), key=lambda pair: -pair[0].finished):
         cell_values = tuple(show(values[key]) if key in values else NONE for key in keys)
         cell = cells.setdefault(cell_values, Cell(cell_values, label(titles, cell_values)))
-        if replicate(run) in {replicate(other) for other in cell.runs}:
+        newer = next((other for other in cell.runs if replicate(other) == replicate(run)), None)
+        if newer is None:
+            cell.runs.append(run)
+        elif newer.fingerprint == run.fingerprint:
             repeats.append(run.name)
         else:
-            cell.runs.append(run)
+            doubtful.append(
+                f"{run.name} is not counted: it shows the settings and seed of {newer.name}, which is newer, but its "
+                "fingerprint is another, so something that the table does not show differs"
+            )
     ordered = _in_order(list(cells.values()))
     metrics = shown_metrics(runs)
     disagree: list[str] = []
@@ -103,6 +111,7 @@ def _compare(dataset: str, runs: list[Run]) -> Comparison:
         metrics=[*metrics, *(m for m in ("parameters", "minutes") if any(m in c.numbers for c in ordered))],
         units={task.name: task.unit for run in runs for task in run.tasks.regression},
         repeats=repeats,
+        doubtful=doubtful,
         disagree=disagree,
     )
 
@@ -158,16 +167,18 @@ def _estimate(cell: Cell, metrics: Sequence[str], disagree: list[str]) -> None:
             continue
         estimate = over_seeds([run.test[metric] for run in having])
         for run in having:
-            values = None if run.predictions is None else per_image(metric, run.predictions, run.tasks)
-            if values is None:
+            single = None if run.predictions is None else per_image(metric, run.predictions, run.tasks)
+            if single is None:
                 continue
+            values = single.to_numpy()
             if not math.isclose(values.mean(), run.test[metric], rel_tol=1e-3, abs_tol=1e-4):
                 disagree.append(
                     f"{run.name}: test {metric} is {run.test[metric]:.5g} in metrics.json, but {values.mean():.5g} "
                     "computed from predictions.parquet"
                 )
             elif len(cell.runs) == 1:
-                estimate = Estimate(estimate.mean, *over_images(values), n=1, values=estimate.values)
+                groups = None if run.groups is None else run.groups[single.index]
+                estimate = Estimate(estimate.mean, *over_images(values, groups), n=1, values=estimate.values)
         cell.numbers[metric] = estimate
     for name, group, key, scale in (
         ("parameters", "cost", "parameters", 1.0),

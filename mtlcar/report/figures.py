@@ -10,13 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mtlcar.report.comparison import Cell, Comparison, label
+from mtlcar.report.comparison import Cell, Comparison, label, lower_is_better
 from mtlcar.report.table import axis_label, percent
 
 MARKERS = "osD^vPX*<>"
 STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)))
 PANELS = 9
 """Most panels of learning curves; the settings with the best last value get one."""
+SHOWN_CELLS = 40
+"""Most cells in the figure of test results: more cannot be read."""
 
 FONTS = {
     "font.size": 10,
@@ -29,13 +31,15 @@ FONTS = {
 
 
 def test_figure(comparison: Comparison) -> Figure | None:
-    """Test accuracies (and errors) per cell with 95 % intervals: one panel a metric, one line a cell.
+    """Test accuracies (and errors) per cell with 95 % intervals: one panel a metric, one line a cell,
+    at most `SHOWN_CELLS`, the best by `main_metric`.
 
     Filled points are means, hollow ones single seeds. None when no metric is there."""
     metrics = [m for m in comparison.metrics if m not in ("parameters", "minutes") and not m.endswith("/mse")]
     if not metrics:
         return None
-    labels = [textwrap.shorten(cell.label, 60, placeholder="…") for cell in comparison.cells]
+    cells = _best_cells(comparison)
+    labels = [textwrap.shorten(cell.label, 60, placeholder="…") for cell in cells]
     across = min(len(metrics), 3)
     down = math.ceil(len(metrics) / across)
     margin = 0.075 * max(len(label) for label in labels) + 0.4
@@ -44,7 +48,7 @@ def test_figure(comparison: Comparison) -> Figure | None:
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         axes = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
         for ax, metric in zip(axes, metrics, strict=False):
-            _points(ax, comparison, metric)
+            _points(ax, comparison, cells, metric)
         for ax in axes[len(metrics) :]:
             ax.remove()
         for ax in axes[: len(metrics)]:
@@ -53,10 +57,28 @@ def test_figure(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _points(ax: Axes, comparison: Comparison, metric: str) -> None:
+def main_metric(comparison: Comparison) -> str:
+    """The test metric that cells are ranked by: the finest class task's accuracy, else the first there is."""
+    finest = [f"{run.tasks.finest().name}/accuracy" for run in comparison.runs[:1] if run.tasks.classification]
+    return next((metric for metric in (*finest, *comparison.metrics) if metric in comparison.metrics), "")
+
+
+def _best_cells(comparison: Comparison) -> list[Cell]:
+    """The best `SHOWN_CELLS` in the order of the table; cells without the metric are the worst."""
+    metric = main_metric(comparison)
+    sign = 1 if lower_is_better(metric) else -1
+
+    def rank(cell: Cell) -> float:
+        return sign * cell.numbers[metric].mean if metric in cell.numbers else math.inf
+
+    kept = {id(cell) for cell in sorted(comparison.cells, key=rank)[:SHOWN_CELLS]}
+    return [cell for cell in comparison.cells if id(cell) in kept]
+
+
+def _points(ax: Axes, comparison: Comparison, cells: list[Cell], metric: str) -> None:
     scale = 100.0 if percent(metric) else 1.0
     first = list(dict.fromkeys(cell.values[:1] for cell in comparison.cells))
-    for row, cell in enumerate(comparison.cells):
+    for row, cell in enumerate(cells):
         e = cell.numbers.get(metric)
         if e is None:
             continue

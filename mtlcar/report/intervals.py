@@ -37,20 +37,38 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n, tuple(values))
 
 
-def over_images(per_image: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of `per_image` [N], resampling test images with replacement.
+def over_images(
+    per_image: np.ndarray, groups: np.ndarray | None = None, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the mean of `per_image` [N] over test images; boolean values are right or wrong.
 
-    The same seed always, so that a report is the same each time it is built. Resampling N zeros and ones is a binomial
-    draw, which is what is drawn for accuracies.
+    Shares of right images get Wilson's interval, which has a width where all are right; other values a percentile
+    bootstrap. With `groups` [N] whole groups are resampled, because the images of one are not independent. NaN for
+    values of one group alone. The same seed always, so that a report is the same each time it is built.
     """
-    rng = np.random.default_rng(seed)
-    n = len(per_image)
     x = per_image.astype(np.float64)
-    if np.isin(x, (0.0, 1.0)).all():
-        means = rng.binomial(n, x.mean(), resamples) / n
-    else:
-        chunk = max(1, 4_000_000 // n)  # rows at a time: 16 MB of indices
-        sizes = [min(chunk, resamples - i) for i in range(0, resamples, chunk)]
-        means = np.concatenate([x[rng.integers(0, n, (size, n), dtype=np.int32)].mean(axis=1) for size in sizes])
-    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    return float(low), float(high)
+    share = per_image.dtype == np.bool_
+    code = np.arange(len(x)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(code.max()) + 1
+    grouped = count < len(x)
+    if share and not grouped:
+        return wilson(float(x.mean()), len(x))
+    sums, sizes = np.bincount(code, weights=x), np.bincount(code)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 4_000_000 // count)  # rows at a time: 16 MB of indices
+    means = []
+    for start in range(0, resamples, chunk):
+        drawn = rng.integers(0, count, (min(chunk, resamples - start), count), dtype=np.int32)
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = map(float, np.quantile(np.concatenate(means), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]))
+    if grouped and share and low == high:
+        return wilson(float(x.mean()), count)
+    return (math.nan, math.nan) if grouped and count == 1 else (low, high)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a share of n trials."""
+    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))

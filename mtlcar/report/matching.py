@@ -25,7 +25,7 @@ MATCHED = {
 
 def unmatched(comparison: Comparison) -> list[str]:
     """One sentence for each thing that differs between the cells and should not in a comparison of methods."""
-    found = []
+    found = list(comparison.doubtful)
     for key, words in MATCHED.items():
         if key in comparison.keys:
             column = comparison.keys.index(key)
@@ -52,7 +52,15 @@ def unmatched(comparison: Comparison) -> list[str]:
 def _test_images(run: Run) -> int | None:
     """A number that is equal for equal sets of test images."""
     df = run.predictions
-    return None if df is None or "index" not in df else hash(tuple(sorted(df["index"].tolist())))
+    if df is None or "index" not in df or "path" not in df:
+        return None
+    return hash(tuple(sorted(zip(df["index"].tolist(), df["path"].tolist(), strict=True))))
+
+
+def test_sets(comparison: Comparison) -> int | None:
+    """How many different sets of test images the runs have; None where one run does not tell."""
+    images = {_test_images(run) for run in comparison.runs}
+    return None if None in images else len(images)
 
 
 SETTINGS = (

@@ -48,8 +48,14 @@ def headings(comparison: Comparison) -> list[str]:
 
 
 def best(comparison: Comparison, metric: str) -> set[int]:
-    """Indices of the cells whose mean, as it is shown, is the best; none where all are equal or only one has it."""
-    having = {i: c.numbers[metric] for i, c in enumerate(comparison.cells) if metric in c.numbers}
+    """Indices of the cells whose mean, as it is shown, is the best; none where all are equal or only one has it.
+
+    An implied class competes under `implied_accuracy` alone, not as a prediction as well."""
+    having = {
+        i: c.numbers[metric]
+        for i, c in enumerate(comparison.cells)
+        if metric in c.numbers and not any(metric == f"{name}/accuracy" for run in c.runs for name in run.implied)
+    }
     shown = {i: text(metric, Estimate(e.mean, math.nan, math.nan, 1)) for i, e in having.items()}
     if len(set(shown.values())) < 2:
         return set()

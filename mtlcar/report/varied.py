@@ -10,10 +10,13 @@ from mtlcar.runs.fingerprint import WITHOUT, canonical
 Settings = dict[str, Any]
 """Dotted key -> value (plain scalar, or text for a list or a mapping by task)."""
 
-BY_FILE_NAME = ("data.root", "backbone.weights")
-"""Paths whose content matters and whose place does not."""
+BY_CONTENT = {"data.root": "annotations", "backbone.weights": "weights"}
+"""Paths whose content matters and whose place does not -> the digest of that content in metrics.json."""
 
-IGNORED = (*(key for key in WITHOUT if key not in BY_FILE_NAME), "threads", "trainer.accelerator", "experiment")
+NOT_ANNOTATIONS = ("batch_size", "num_workers", "image_size", "split", "split_seed", "fractions")
+"""Settings of `data` that do not change what the digest of the annotations is of."""
+
+IGNORED = (*(key for key in WITHOUT if key not in BY_CONTENT), "threads", "trainer.accelerator", "experiment")
 """What cannot change a result, beyond the last digits that threads and devices round differently."""
 
 
@@ -37,12 +40,41 @@ def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
 
 
 def _leaf(value: Any, key: str) -> Any:
-    if key in BY_FILE_NAME and isinstance(value, str):
+    if key in BY_CONTENT and isinstance(value, str):
         return PurePath(value).name
     value = canonical(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {show(v)}" for k, v in value.items()) or "{}"
     return json.dumps(value) if isinstance(value, list) else value
+
+
+def by_content(runs: Sequence[Settings], digests: Sequence[Mapping[str, str]]) -> list[Settings]:
+    """The settings with the paths of `BY_CONTENT` told apart by the digests of the runs that have them.
+
+    One content under several names gets the first of them; one name with several contents gets their first digits.
+    """
+    out = [dict(run) for run in runs]
+    for key, name in BY_CONTENT.items():
+        having = [(run, found.get(name)) for run, found in zip(out, digests, strict=True) if key in run]
+        labels: dict[str, Any] = {}
+        contents: dict[tuple[Any, str], set[str]] = {}
+        for run, digest in having:
+            if digest is not None:
+                run[key] = labels.setdefault(digest, run[key])
+                # Another level or synthetic seed is other annotations too, and a setting of its own.
+                contents.setdefault((run[key], _data_settings(run) if key == "data.root" else ""), set()).add(digest)
+        ambiguous = {label for (label, _), found in contents.items() if len(found) > 1}
+        for run, digest in having:
+            if digest is not None and run[key] in ambiguous:
+                run[key] = f"{show(run[key])} {digest[:6]}"
+    return out
+
+
+def _data_settings(run: Settings) -> str:
+    parts = ((key.partition("."), value) for key, value in run.items() if key != "data.root")
+    return json.dumps(
+        {k: v for (group, _, k), v in parts if group == "data" and k not in NOT_ANNOTATIONS}, sort_keys=True
+    )
 
 
 def is_seed(key: str) -> bool:

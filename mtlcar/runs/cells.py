@@ -22,6 +22,7 @@ class Cell:
     cfg: DictConfig
     overrides: tuple[str, ...]
     tasks: TaskSet
+    digests: dict[str, str]
     id: str
 
     @property
@@ -37,6 +38,7 @@ class Cell:
         write_text(self.directory / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
         write_text(self.directory / "overrides.txt", "".join(f"{o}\n" for o in self.overrides))
         write_json(self.directory / "tasks.json", self.tasks.to_dict())
+        write_json(self.directory / "digests.json", self.digests)
         return self.directory
 
 
@@ -51,7 +53,7 @@ class CellMaker:
         return self.from_config(compose_config(overrides), overrides)
 
     def from_config(self, cfg: DictConfig, overrides: Sequence[str]) -> Cell:
-        """Raises UserError for everything that can be found without loading a network."""
+        """Raises UserError for everything that can be found without building a network (`check_parts` does that)."""
         try:
             cfg = finish(cfg)
             OmegaConf.resolve(cfg)
@@ -64,7 +66,7 @@ class CellMaker:
         digests = {"annotations": digest}
         if cfg.backbone.get("weights"):
             digests["weights"] = self._file_digest(Path(cfg.backbone.weights))
-        return Cell(cfg, tuple(overrides), tasks, fingerprint(cfg, digests))
+        return Cell(cfg, tuple(overrides), tasks, digests, fingerprint(cfg, digests))
 
     def _annotations(self, cfg: DictConfig) -> tuple[str, TaskSet]:
         key = OmegaConf.to_yaml(cfg.data) + str(cfg.paths.cache)
@@ -72,7 +74,10 @@ class CellMaker:
             annotations, tasks = read_annotations(cfg.data, Path(cfg.paths.cache))
             from mtlcar.data.splits import make_splits
 
-            make_splits(annotations, tasks, cfg.data.split, list(cfg.data.fractions), cfg.data.split_seed)
+            splits = make_splits(annotations, tasks, cfg.data.split, list(cfg.data.fractions), cfg.data.split_seed)
+            for name, use in (("val", "picks the best checkpoint"), ("test", "is what the results are about")):
+                if not len(splits[name]):
+                    raise UserError(f"The {name} split is empty, and it {use}. Give it a share in data.fractions.")
             self._read[key] = annotations.digest(), tasks
         return self._read[key]
 

@@ -2,9 +2,24 @@
 
 from collections.abc import Iterator
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.errors import UserError
+
+POSITIVE = (
+    "trainer.max_epochs",
+    "trainer.accumulate_grad_batches",
+    "trainer.log_every_n_steps",
+    "data.batch_size",
+    "data.image_size",
+    "threads",
+)
+CHOICES = {
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+    "monitor_mode": (None, "max", "min"),
+    "data.split": ("official", "stratified", "grouped"),
+    "data.on_bad_image": ("error", "skip"),
+}
 
 
 def check(cfg: DictConfig) -> None:
@@ -14,36 +29,45 @@ def check(cfg: DictConfig) -> None:
         raise UserError("\n".join(found))
 
 
-def _positive(cfg: DictConfig, key: str, kind: type = int) -> Iterator[str]:
-    value = cfg
-    for part in key.split("."):
-        value = value[part]
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int) or value <= 0:
-        yield f"{key} should be a positive {'number' if kind is float else 'whole number'}. Found {value!r}."
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def problems(cfg: DictConfig) -> Iterator[str]:
-    yield from _positive(cfg, "trainer.max_epochs")
-    yield from _positive(cfg, "trainer.accumulate_grad_batches")
-    yield from _positive(cfg, "data.batch_size")
-    yield from _positive(cfg, "data.image_size")
-    yield from _positive(cfg, "threads")
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+    for key in POSITIVE:
+        value = OmegaConf.select(cfg, key)
+        if not _is_whole(value) or value <= 0:
+            yield f"{key} should be a positive whole number. Found {value!r}."
+    every, epochs = cfg.trainer.check_val_every_n_epoch, cfg.trainer.max_epochs
+    if not _is_whole(every) or every < 1 or (_is_whole(epochs) and every > epochs):
+        yield (
+            "trainer.check_val_every_n_epoch should be from 1 to trainer.max_epochs, because the best checkpoint is "
+            f"found by validation. Found {every!r}."
+        )
+    if not _is_whole(cfg.seed) or not 0 <= cfg.seed < 2**32:
         yield f"seed should be a whole number from 0 to 2^32 - 1. Found {cfg.seed!r}."
-    if not str(cfg.sweep) or any(c in str(cfg.sweep) for c in "/\\") or str(cfg.sweep).startswith("."):
+    sweep = str(cfg.sweep)
+    if not sweep or any(c in sweep for c in "/\\") or sweep.startswith("."):
         yield f"sweep names a folder and should hold no slash and no leading dot. Found {cfg.sweep!r}."
-    if "dropout" in cfg.head and not 0 <= float(cfg.head.dropout) < 1:
-        yield f"head.dropout should be at least 0 and below 1. Found {cfg.head.dropout!r}."
-    precisions = ("auto", "32-true", "bf16-mixed", "16-mixed")
-    if str(cfg.trainer.precision) not in precisions:
-        yield f"trainer.precision should be one of {', '.join(precisions)}. Found {cfg.trainer.precision!r}."
-    if cfg.monitor_mode not in (None, "max", "min"):
-        yield f"monitor_mode should be max or min. Found {cfg.monitor_mode!r}."
-    if cfg.data.split not in ("official", "stratified", "grouped"):
-        yield f"data.split should be official, stratified or grouped. Found {cfg.data.split!r}."
-    if cfg.data.on_bad_image not in ("error", "skip"):
-        yield f"data.on_bad_image should be error or skip. Found {cfg.data.on_bad_image!r}."
+    dropout = cfg.head.get("dropout", 0)
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        yield f"head.dropout should be at least 0 and below 1. Found {dropout!r}."
+    for name, node in cfg.callbacks.items():
+        if OmegaConf.is_dict(node) and "_target_" not in node:
+            yield f"callbacks.{name} names no class: give it a _target_, such as those in conf/callbacks."
+    for key in ("optimizer.lr", "optimizer.weight_decay"):
+        value = OmegaConf.select(cfg, key)
+        if not _is_number(value):
+            yield f"{key} should be a number. Found {value!r}."
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in choices:
+            yield f"{key} should be one of {', '.join(map(str, choices))}. Found {value!r}."
     for part in ("train", "val", "test"):
         value = cfg.trainer[f"limit_{part}_batches"]
-        if isinstance(value, bool) or value <= 0 or (isinstance(value, float) and value > 1):
+        if not _is_number(value) or value <= 0 or (isinstance(value, float) and value > 1):
             yield f"trainer.limit_{part}_batches should be a number of batches or a share in (0, 1]. Found {value!r}."

@@ -1,6 +1,8 @@
 """Best and last checkpoint of a run."""
 
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from mtlcar.errors import UserError
+from mtlcar.finite import NonFiniteLossError
 
 
 class Checkpoints(Checkpoint):
-    """`last.ckpt` and `previous.ckpt` of the latest epochs, `best.ckpt` by the monitored metric.
+    """`last.ckpt` and `previous.ckpt` of the latest validated epochs, `best.ckpt` by the monitored metric.
 
     One file is written an epoch, under a temporary name; the three are names for it, so that a crash at any moment
     leaves a whole one. Equal values go to the later epoch: when accuracy reaches its ceiling early, the other tasks
-    go on improving. A NaN is never better.
+    go on improving. A NaN is never better than a number.
 
     Args:
         folder: where the files go.
@@ -31,27 +34,42 @@ class Checkpoints(Checkpoint):
         self.epoch = -1
         self.step = -1
         self.best_values: dict[str, float] = {}
+        self.steps = 0  # of the whole fit so far
+        self._validated = False  # Lightning keeps the metrics of earlier epochs; this one's may be missing
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor not in trainer.callback_metrics:
-            return  # no validation this epoch
-        value = float(trainer.callback_metrics[self.monitor])
-        better = self.epoch < 0 or (value >= self.value if self.mode == "max" else value <= self.value)
+        if not self._validated:
+            return
+        self._validated = False
+        self.steps = trainer.global_step
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if not math.isfinite(values.get("val/loss", 0.0)):
+            raise NonFiniteLossError(
+                f"Training stopped: val/loss was {values['val/loss']} after epoch {trainer.current_epoch + 1}. "
+                "The last good checkpoint is kept. Try a lower optimizer.lr or trainer.gradient_clip_val=1."
+            )
+        if self.monitor not in values:
+            raise UserError(
+                f"monitor={self.monitor} has no value on the validation images (too few labels of that task?). "
+                f"There are: {', '.join(sorted(values))}."
+            )
+        value = values[self.monitor]
+        better = math.isnan(self.value) or (value >= self.value if self.mode == "max" else value <= self.value)
         if better:
             self.value, self.epoch, self.step = value, trainer.current_epoch, trainer.global_step
-            self.best_values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.best_values = values
         new = self.folder / ".new.ckpt"
         trainer.save_checkpoint(new)
         if trainer.is_global_zero:
-            last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
+            last = self.folder / "last.ckpt"
+            if better:
+                second_name(new, self.folder / "best.ckpt")
             if last.exists():
                 last.replace(self.folder / "previous.ckpt")
             new.replace(last)
-            if better:
-                link = self.folder / ".best.ckpt"
-                link.unlink(missing_ok=True)
-                os.link(last, link)
-                link.replace(best)
         trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,6 +78,17 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.value, self.epoch, self.step = state_dict["value"], state_dict["epoch"], state_dict["step"]
         self.best_values = state_dict["best_values"]
+
+
+def second_name(file: Path, name: Path) -> None:
+    """`name` becomes the same file, or a copy where the file system has no hard links; whole at any moment."""
+    temporary = name.with_name(f".{name.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)
+    except OSError:
+        shutil.copyfile(file, temporary)
+    temporary.replace(name)
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:
@@ -74,12 +103,15 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:
         raise UserError(
-            f"{path}: not a checkpoint of plain tensors ({type(error).__name__}). Nothing was run."
+            f"{path}: not a checkpoint of plain tensors ({type(error).__name__}). Nothing in it was run."
         ) from error
-    missing, unexpected = module.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise UserError(
-            f"{path} is a checkpoint of another configuration: "
-            f"{len(missing)} parameters are missing from it (first: {', '.join(missing[:3]) or '-'}), "
-            f"{len(unexpected)} are not of this network (first: {', '.join(unexpected[:3]) or '-'})."
-        )
+    own = module.state_dict()
+    faults = {
+        "missing from it": [k for k in own if k not in state],
+        "not of this network": [k for k in state if k not in own],
+        "of another shape": [k for k in state if k in own and state[k].shape != own[k].shape],
+    }
+    if any(faults.values()):
+        said = "; ".join(f"{len(v)} {what} (first: {', '.join(v[:3])})" for what, v in faults.items() if v)
+        raise UserError(f"{path} is a checkpoint of another configuration. Parameters: {said}.")
+    module.load_state_dict(state)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from mtlcar.config import finish, groups
 from mtlcar.errors import UserError
+from mtlcar.runs.check import check
 from mtlcar.runs.launch import find_run
 
 
@@ -16,20 +18,23 @@ def stored_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
     OmegaConf.set_struct(cfg, True)
+    names = groups()
     for text in overrides:
         key, found, _ = text.partition("=")
         if not found:
             raise UserError(f"Overrides look like key=value. Found {text!r}.")
+        if key in names:
+            raise UserError(f"{text!r}: groups are fixed by the checkpoint; train another run for another {key}.")
         try:
-            OmegaConf.select(cfg, key, throw_on_missing=True)
             merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist([text]))
             assert isinstance(merged, DictConfig)
             cfg = merged
         except Exception as error:
             raise UserError(
-                f"{text!r} does not fit the run's configuration ({str(error).splitlines()[0]}). Groups are fixed by "
-                f"the checkpoint; single keys can be changed: see {run_dir / 'config.yaml'}."
+                f"{text!r} does not fit the run's configuration ({str(error).splitlines()[0]}). Keys that can be "
+                f"changed are those in {run_dir / 'config.yaml'}."
             ) from error
+    check(finish(cfg))
     return cfg
 
 
@@ -40,18 +45,20 @@ def evaluate(run: str, overrides: Sequence[str], *, as_json: bool = False) -> in
     from rich.console import Console
     from rich.table import Table
 
-    from mtlcar.build import build
-    from mtlcar.runs.results import strip, test
+    from mtlcar.build import build, without_weights
+    from mtlcar.runs.results import score, strip
 
     run_dir = find_run(run)
     cfg = stored_config(run_dir, overrides)
+    cfg = without_weights(cfg)  # the checkpoint has them
+    cfg.trainer.update({"devices": 1, "strategy": "auto"})
     checkpoint = run_dir / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such checkpoint. The run has not finished its first epoch.")
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(cfg.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    values, _, _ = test(cfg, build(cfg), checkpoint, [])
+    values, _, _ = score(cfg, build(cfg), checkpoint, [])
     metrics = strip(values, "test/")
     if as_json:
         print(json.dumps(metrics, indent=1))

@@ -13,13 +13,11 @@ SCHEMA = 1
 WITHOUT = (
     "paths",
     "logger",
-    "notes",
     "sweep",
     "hydra",
     "data.root",
     "data.cache",
     "data.eval_batch_size",
-    "data.on_bad_image",
     "backbone.weights",
     "trainer.log_every_n_steps",
 )
@@ -47,5 +45,8 @@ def fingerprint(cfg: DictConfig, digests: Mapping[str, str]) -> str:
         for name in parents:
             node = node.get(name, {})
         node.pop(last, None)
+    for name, value in plain.get("trainer", {}).items():
+        if name.startswith("limit_") and isinstance(value, int):
+            plain["trainer"][name] = f"{value} batches"  # 1 is one batch and 1.0 all of them
     text = json.dumps({"schema": SCHEMA, "config": canonical(plain), "digests": dict(sorted(digests.items()))})
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -5,20 +5,28 @@ can run the same command. Exit status: 0 finished, 2 the user can repair it, 1 a
 """
 
 import logging
+import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.errors import UserError
+from mtlcar.runs.files import read_json
+from mtlcar.tasks import TaskSet
 
 log = logging.getLogger("mtlcar")
 
 
 def main(run_dir: Path, *, show_traceback: bool = False) -> int:
+    if not (run_dir / "config.yaml").is_file():
+        print(f"mtlcar: error: {run_dir} is no run directory (no config.yaml in it).", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console_handler()])
     # Lightning 2.6 asks torch's pytree in a way that torch 2.15 has deprecated; nothing a user could do.
     warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")
@@ -28,9 +36,10 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.getLogger().addHandler(to_file)
     try:
-        run(run_dir, OmegaConf.load(run_dir / "config.yaml"))  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        log.error("Interrupted. The same command goes on with the sweep.")
+        with only_one(run_dir):
+            run(run_dir, OmegaConf.load(run_dir / "config.yaml"))  # type: ignore[arg-type]
+    except (KeyboardInterrupt, SystemExit):  # Lightning ends an interrupted fit with the latter
+        log.error("Interrupted; the same command begins this run again. What was finished stays.")
         return 130
     except Exception as error:
         user = isinstance(error, UserError)
@@ -44,6 +53,28 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
     return 0
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of a job's processes: Lightning starts the others with a rank in the environment."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
+@contextmanager
+def only_one(run_dir: Path) -> Iterator[None]:
+    """Two jobs never work in one run directory."""
+    if not is_main_process():
+        yield
+        return
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another process is working in {run_dir}. Wait for it, or stop it, then run again.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def console_handler() -> logging.Handler:
     """Rich on a terminal; plain lines elsewhere, where its wrapping at 80 columns would only hurt."""
     if not sys.stderr.isatty():
@@ -54,7 +85,7 @@ def console_handler() -> logging.Handler:
     return RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
 
 
-def run(run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
+def run(run_dir: Path, cfg: DictConfig) -> None:
     """Fit, test the best checkpoint, write metrics, predictions and figures, then DONE."""
     import lightning
     import torch
@@ -62,11 +93,12 @@ def run(run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
     for name in ("lightning.pytorch", "lightning.fabric"):  # its hints are for people who write trainers
         logging.getLogger(name).setLevel(logging.WARNING)
 
-    from mtlcar.build import build, make
+    from mtlcar.build import build, check_parts, make
     from mtlcar.runs.loggers import finish
-    from mtlcar.runs.results import metrics_json, test, write_results
+    from mtlcar.runs.results import metrics_json, score, write_results
     from mtlcar.runs.training import fit, tag_list
 
+    check_parts(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")))  # before anything is decoded
     torch.set_num_threads(cfg.threads)
     # Deterministic mode would fill every new tensor with NaN, which finds bugs of kernels and costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -85,14 +117,17 @@ def run(run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
     code = 1
     try:
         timing, checkpoints = fit(cfg, parts, run_dir, loggers)
-        values, predictions, tables = test(cfg, parts, run_dir / "checkpoints" / "best.ckpt", loggers)
-        result = metrics_json(parts, run_dir, timing, checkpoints, values, tables, loggers)
-        write_results(run_dir, parts, result, predictions, loggers)
+        best = run_dir / "checkpoints" / "best.ckpt"
+        values, predictions, tables = score(cfg, parts, best, loggers, checkpoints.steps)
+        rows = predictions.rows()  # a collective: every process of a job takes part
+        if is_main_process():
+            result = metrics_json(parts, run_dir, timing, checkpoints, values, tables, loggers)
+            write_results(run_dir, parts, result, rows, loggers)
         code = 0
     finally:
         finish(loggers, code)
-    (run_dir / "DONE").touch()
-    return result
+    if is_main_process():
+        (run_dir / "DONE").touch()
 
 
 def run_name(cfg: DictConfig) -> str:

@@ -105,6 +105,7 @@ class RunLogger(WandbLogger):
         # Not `offline=True`: that makes Lightning set WANDB_MODE for the whole process.
         super().__init__(**options)
         self.mode = mode
+        self._last_step = 0
 
     def start(self) -> None:
         """Start the W&B run; online falls back to offline when the server cannot be reached.
@@ -153,9 +154,23 @@ class RunLogger(WandbLogger):
         run = self.experiment
         if step is None:
             run.log(dict(metrics))
-        elif step >= (run.starting_step if run.resumed else 0):
-            # A test after a restart may carry a smaller step than the last row; it belongs to that row.
-            run.log({**metrics, "trainer/global_step": step}, step=max(step, run.step))
+            return
+        row = dict(metrics)
+        if any(name.startswith("test/") for name in row):
+            # A trainer that only tests, or a test after a restart, may carry a smaller step (and epoch 0) than the last
+            # row. It is about the trained network, so it belongs there, and is never a row that was logged before.
+            row.pop("epoch", None)
+            step = max(step, self._last_step, self._logged_before(run))
+        elif run.resumed and step < run.starting_step:
+            return
+        self._last_step = max(step, self._last_step)
+        run.log({**row, "trainer/global_step": step}, step=max(step, run.step))
+
+    @staticmethod
+    def _logged_before(run: Any) -> int:
+        """The last `trainer/global_step` that a resumed run had when it stopped, 0 if it is new."""
+        value = run.summary.get("trainer/global_step") if run.resumed else None
+        return int(value) if isinstance(value, int | float) else 0
 
 
 def wandb_loggers(loggers: Sequence[Logger]) -> list[RunLogger]:

@@ -1,6 +1,7 @@
 """predictions.parquet: what a finished run said about each test image, readable without the run.
 
-Columns: `index` (row of the annotations), `path`, and per predicted task `<task>/target` and `<task>/prediction`
+Columns: `index` (row of the annotations), `path`, `group` (of images that belong together, such as one specimen's;
+only where the data set has groups), and per predicted task `<task>/target` and `<task>/prediction`
 (class index, -1: missing; or value in the label's unit, NaN: missing). Classifications with scores also have
 `<task>/scores` (list<float32>, by class index) and `<task>/confidence` (the predicted class's score). The task set, and
 with it the class names, is in the file's metadata.
@@ -74,18 +75,27 @@ class PredictionCollector:
         self._batches = []
 
 
-def write_predictions(path: Path, tasks: TaskSet, rows: Mapping[str, np.ndarray], paths: Sequence[str]) -> None:
+def write_predictions(
+    path: Path,
+    tasks: TaskSet,
+    rows: Mapping[str, np.ndarray],
+    paths: Sequence[str],
+    groups: Sequence[Any] | np.ndarray | None = None,
+) -> None:
     """Write what `PredictionCollector.rows` gave.
 
     Args:
         path: the file; it appears whole or not at all.
         paths: image paths of all rows of the annotations, which `index` points into.
+        groups: names of their groups, or None where images are independent.
     """
     index = np.asarray(rows.get("index", np.empty(0)), dtype=np.int64)
     columns: dict[str, Any] = {
         "index": pa.array(index),
         "path": pa.array([paths[i] for i in index], type=pa.string()),
     }
+    if groups is not None:
+        columns["group"] = pa.array([str(groups[i]) for i in index], type=pa.string())
     for task in tasks:
         if f"{task.name}/prediction" not in rows:
             continue

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtlcar.build import Parts
 from mtlcar.runs.checkpoints import Checkpoints, load_weights
-from mtlcar.runs.files import write_json
+from mtlcar.runs.files import read_json, write_json
 from mtlcar.runs.loggers import summarize, wandb_info
 from mtlcar.runs.predictions import PredictionCollector, read_predictions, write_predictions
 from mtlcar.runs.timing import Timing
@@ -37,13 +37,18 @@ class CollectPredictions(Callback):
         self.collector.update(outputs["index"], outputs["prediction"], outputs["target"], outputs["scores"])
 
 
-def test(
-    cfg: DictConfig, parts: Parts, checkpoint: Path, loggers: list[Any]
+def score(
+    cfg: DictConfig, parts: Parts, checkpoint: Path, loggers: list[Any], steps: int = 0
 ) -> tuple[dict[str, float], PredictionCollector, dict[str, Any]]:
-    """Metrics of the test images by the checkpoint's weights, the predictions, and tables per class."""
+    """Metrics of the test images by the checkpoint's weights, the predictions, and tables per class.
+
+    Args:
+        steps: of the fit before, where the loggers enter the test metrics.
+    """
     load_weights(parts.module, checkpoint)
     collector = PredictionCollector(parts.data.tasks)
     trainer = make_trainer(cfg, [CollectPredictions(collector)], loggers, checkpoint.parent)
+    trainer.fit_loop.epoch_loop._batches_that_stepped = steps  # what a new trainer calls its step when it logs
     values = trainer.test(parts.module, datamodule=parts.data, verbose=False, weights_only=True)[0]
     return dict(values), collector, parts.module.test_tables
 
@@ -61,6 +66,7 @@ def metrics_json(
     return {
         "schema": 1,
         "fingerprint": run_dir.name,
+        "digests": read_json(run_dir / "digests.json"),
         "status": "finished",
         "best": {
             "epoch": checkpoints.epoch,
@@ -106,7 +112,7 @@ def versions() -> dict[str, str]:
 
 
 def write_results(
-    run_dir: Path, parts: Parts, result: dict[str, Any], collector: PredictionCollector, loggers: list[Any]
+    run_dir: Path, parts: Parts, result: dict[str, Any], rows: dict[str, np.ndarray], loggers: list[Any]
 ) -> None:
     """predictions.parquet, figures and metrics.json, each whole or absent."""
     from mtlcar.runs.wandb_media import finish_figures
@@ -115,7 +121,7 @@ def write_results(
         return parts.data.gather(np.asarray(rows))
 
     path = run_dir / "predictions.parquet"
-    write_predictions(path, parts.data.tasks, collector.rows(), parts.data.annotations.paths)
+    write_predictions(path, parts.data.tasks, rows, parts.data.annotations.paths, parts.data.annotations.groups)
     finish_figures(run_dir, parts.data.tasks, read_predictions(path)[0], gather, loggers)
     summarize(loggers, {key: result[key] for key in ("best", "test", "timing", "cost")})
     write_json(run_dir / "metrics.json", result)

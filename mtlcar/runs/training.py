@@ -78,8 +78,6 @@ def fit(cfg: DictConfig, parts: Parts, run_dir: Path, loggers: list[Any]) -> tup
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.data.indices.items())
     log.info("%s: %s images; best checkpoint by %s", run_dir.name, sizes, parts.monitor)
     trainer.fit(parts.module, datamodule=parts.data, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     return timing, checkpoints
 
 

@@ -15,9 +15,9 @@ def has_api_key() -> bool:
     """
     import wandb
 
+    settings = wandb.setup().settings
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    settings = wandb.setup().settings
     if settings.api_key:
         return True
     named = os.environ.get("NETRC")
@@ -38,12 +38,24 @@ def choose_mode(mode: str) -> str:
     """`online`, `offline` or `disabled`: the mode asked for, else WANDB_MODE (or `wandb offline`), else by the key.
 
     Raises:
-        UserError: unknown mode, or online asked for where no API key is found.
+        UserError: unknown mode, online asked for where no API key is found, or a key or setting that W&B refuses.
     """
-    import wandb
+    from wandb.errors import UsageError
 
     if mode not in ("auto", "online", "offline", "disabled"):
         raise UserError(f"logger.mode should be auto, online or offline. Found {mode!r}.")
+    try:
+        return _choose(mode)
+    except UsageError as error:  # a key with a blank at its end, for one
+        raise UserError(
+            f"W&B refuses its settings: {error}\n"
+            "Look at WANDB_API_KEY and the other WANDB_* variables, or log in again with `wandb login --relogin`."
+        ) from error
+
+
+def _choose(mode: str) -> str:
+    import wandb
+
     asked = mode
     if mode == "auto":
         asked = os.environ.get("WANDB_MODE") or ("offline" if wandb.setup().settings.mode == "offline" else "")

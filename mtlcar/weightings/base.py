@@ -43,6 +43,8 @@ class Weighting(nn.Module, Callback, ABC):
 
     levels: ClassVar[tuple[str, ...]] = LEVELS
     reads_weights: ClassVar[bool] = False
+    distributed: ClassVar[bool] = False
+    """Whether several processes give the gradients of one process on the whole batch."""
 
     def __init__(
         self,
@@ -91,6 +93,8 @@ class Weighting(nn.Module, Callback, ABC):
 
 class LossWeighting(Weighting):
     """A function of the losses alone."""
+
+    distributed = True
 
     @abstractmethod
     def forward(self, losses: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def _per_task(step: Step, targets: Sequence[Tensor], rest: Sequence[Tensor]) -> 
             (torch.zeros_like(p) if g is None else g).reshape(-1).float()
             for p, g in zip(targets, grads[: len(targets)], strict=True)
         ]
-        rows.append(torch.cat(row) / step.scale)
+        rows.append(torch.cat(row) / step.scale if row else step.losses.new_zeros(0))  # one task shares nothing
         for i, g in enumerate(grads[len(targets) :]):
             if g is not None:
                 before = summed[i]
@@ -89,7 +89,7 @@ def enter(step: Step, gradients: TaskGradients, combined: Tensor) -> None:
     """
     tensors: list[Tensor] = []
     values: list[Tensor] = []
-    parts = combined.split([p.numel() for p in gradients.targets])
+    parts = combined.split([p.numel() for p in gradients.targets]) if gradients.targets else ()
     for target, part in zip(gradients.targets, parts, strict=True):
         tensors.append(target)
         values.append((part.reshape(target.shape) * step.factor).to(target.dtype))
