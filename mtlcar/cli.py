@@ -1,6 +1,7 @@
 """The command `mtlcar`. Nothing heavy is imported before a command needs it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -75,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mtlcar: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `mtlcar ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush at exit
+        return 0
     except Exception as error:
         if args.traceback:
             raise

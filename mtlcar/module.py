@@ -136,11 +136,12 @@ class MultiTaskModule(LightningModule):
 
     def _log_step(self, losses: Tensor, weights: Tensor) -> None:
         """Means over the epoch under `train/`, single steps under `step/`; a step counts once (`batch_size=1`)."""
+        epoch: Any = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": self.trainer.world_size > 1}
         for i, name in enumerate(self.architecture.tasks.names):
-            self.log(f"train/{name}/loss", losses[i], on_step=False, on_epoch=True, batch_size=1)
-            self.log(f"train/{name}/weight", weights[i], on_step=False, on_epoch=True, batch_size=1)
+            self.log(f"train/{name}/loss", losses[i], **epoch)
+            self.log(f"train/{name}/weight", weights[i], **epoch)
             self.log(f"step/{name}/loss", losses[i], on_step=True, on_epoch=False, batch_size=1)
-        self.log("train/loss", losses.sum(), on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+        self.log("train/loss", losses.sum(), prog_bar=True, **epoch)
 
     def _fp16_scale(self, one: Tensor) -> Tensor:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)

@@ -47,6 +47,7 @@ def evaluate(run: str, overrides: Sequence[str], *, as_json: bool = False) -> in
 
     from mtlcar.build import build, without_weights
     from mtlcar.runs.results import score, strip
+    from mtlcar.runs.training import quiet_lightning
 
     run_dir = find_run(run)
     cfg = stored_config(run_dir, overrides)
@@ -56,6 +57,7 @@ def evaluate(run: str, overrides: Sequence[str], *, as_json: bool = False) -> in
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such checkpoint. The run has not finished its first epoch.")
     logging.basicConfig(level=logging.WARNING)
+    quiet_lightning()
     torch.set_num_threads(cfg.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     values, _, _ = score(cfg, build(cfg), checkpoint, [])

@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +27,6 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
         print(f"mtlcar: error: {run_dir} is no run directory (no config.yaml in it).", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console_handler()])
-    # Lightning 2.6 asks torch's pytree in a way that torch 2.15 has deprecated; nothing a user could do.
-    warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     to_file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.getLogger().addHandler(to_file)
@@ -90,14 +85,12 @@ def run(run_dir: Path, cfg: DictConfig) -> None:
     import lightning
     import torch
 
-    for name in ("lightning.pytorch", "lightning.fabric"):  # its hints are for people who write trainers
-        logging.getLogger(name).setLevel(logging.WARNING)
-
     from mtlcar.build import build, check_parts, make
     from mtlcar.runs.loggers import finish
     from mtlcar.runs.results import metrics_json, score, write_results
-    from mtlcar.runs.training import fit, tag_list
+    from mtlcar.runs.training import fit, quiet_lightning, tag_list
 
+    quiet_lightning()
     check_parts(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")))  # before anything is decoded
     torch.set_num_threads(cfg.threads)
     # Deterministic mode would fill every new tensor with NaN, which finds bugs of kernels and costs time.

@@ -1,6 +1,7 @@
 """The trainer of a run and what it carries."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def precision(cfg: DictConfig) -> str:
         return str(cfg.trainer.precision)
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def quiet_lightning() -> None:
+    """Its hints are for people who write trainers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 asks torch's pytree in a way that torch 2.15 has deprecated; nothing a user could do.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 
 
 def make_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Any], folder: Path) -> Trainer:
