@@ -130,12 +130,6 @@ class MultiTaskData(LightningDataModule):
         rows = torch.from_numpy(self.indices["train"])
         return {task: y[rows] for task, y in self.targets.items()}
 
-    def class_counts(self, split: str = "train") -> dict[str, Tensor]:
-        """Classification task -> labelled images of each class, int64 [classes]."""
-        rows = torch.from_numpy(self.indices[split])
-        labels = {t: self.targets[t.name][rows] for t in self.tasks.classification}
-        return {t.name: torch.bincount(y[y >= 0], minlength=len(t.classes)) for t, y in labels.items()}
-
     def digest(self) -> str:
         """16 hex digits that change with any label, path, box, group, published split, class or task."""
         self.load()

@@ -16,8 +16,8 @@ from mtlcar.errors import UserError
 from mtlcar.runs.cells import Cell, CellMaker
 from mtlcar.runs.files import read_json
 
-FAILED: list[Path] = []
-"""Directories of cells that failed in this process, for sweepers that decide their cells as they go."""
+FAILED: list[str] = []
+"""Cells that failed in this process, by their overrides, for sweepers that decide their cells as they go."""
 MAKER = CellMaker()
 """One for the process: a sweep's cells share the annotations that were read to check them."""
 
@@ -33,7 +33,10 @@ def train(overrides: Sequence[str], *, multirun: bool = False, show_traceback: b
     arguments = sweep_arguments(overrides)
     if arguments is None:  # a sweeper that decides its cells as it goes
         FAILED.clear()
-        return max(sweep(overrides), 1 if FAILED else 0)
+        status = sweep(overrides)
+        for cell_overrides in FAILED:
+            print(f"did not finish: mtlcar train {cell_overrides}")
+        return max(status, 1 if FAILED else 0)
     cells = [MAKER.make(o) for o in expand(arguments)]
     unique = list({cell.directory: cell for cell in cells}.values())
     check_all(unique)
@@ -120,12 +123,13 @@ def launch_cell(cfg: DictConfig) -> float:
     assert isinstance(own, DictConfig)
     try:
         cell = MAKER.from_config(own, overrides)
-        if run_cell(cell):
-            FAILED.append(cell.directory)
+        run_cell(cell)
         value = read_json(cell.directory / "metrics.json")["best"]["value"] if cell.done else None
     except UserError as error:
         print(f"mtlcar: error: {error}", file=sys.stderr)
         value = None
+    if value is None:
+        FAILED.append(shlex.join(overrides))
     return float("nan") if value is None else float(value)
 
 
