@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,6 +37,16 @@ def groups() -> dict[str, list[str]]:
         names = [str(p.relative_to(folder).with_suffix("")) for p in sorted(folder.rglob("*.yaml"))]
         if names:
             found[folder.name] = names
+    return found
+
+
+def architectures_with(promise: Callable[[Any], bool]) -> list[str]:
+    """The choices of the group `architecture` whose class keeps `promise`."""
+    found = []
+    for name in groups()["architecture"]:
+        target = OmegaConf.load(conf_dir() / "architecture" / f"{name}.yaml")._target_
+        if promise(get_class(target)):
+            found.append(name)
     return found
 
 

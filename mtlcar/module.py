@@ -5,34 +5,45 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from mtlcar.architectures.base import Architecture
+from mtlcar.architectures.base import Architecture, Shared
+from mtlcar.config import architectures_with
 from mtlcar.errors import UserError
 from mtlcar.finite import FiniteState
 from mtlcar.label_transforms.base import LabelTransform
 from mtlcar.losses import TaskLosses
 from mtlcar.metrics.hierarchy import imply
 from mtlcar.metrics.tasks import TaskMetrics
+from mtlcar.step_log import StepMeans
 from mtlcar.tasks import TaskSet
-from mtlcar.weightings.base import Weighting
+from mtlcar.weightings.base import Applied, Weighting
 from mtlcar.weightings.gradients import Step
 
 
 def refuse_impossible(architecture: Architecture, weighting: Weighting) -> None:
     """UserError for a weighting that cannot act on this architecture."""
-    if not weighting.needs_bottleneck:
+    if not weighting.takes_gradients_apart:
         return
-    if not architecture.has_bottleneck:
+    at = f"weighting={weighting.name} at weighting.level={weighting.level}"
+    others = [level for level in weighting.levels if level != weighting.level]
+    if weighting.needs_bottleneck and not architecture.has_bottleneck:
+        possible = ", ".join(architectures_with(lambda c: c.has_bottleneck))
+        remedy = f", or weighting.level={others[0]}" if others else ""
         raise UserError(
-            f"weighting={weighting.name} at weighting.level=representation needs an architecture in which all sharing "
-            f"passes through one tensor, such as parallel or cascade; {type(architecture).__name__} has none. "
-            "Choose weighting.level=parameters or one of those."
+            f"{at} needs an architecture in which all sharing passes through one tensor: {possible}. "
+            f"{type(architecture).__name__} has none. Choose architecture={possible.split(', ')[0]}{remedy}."
         )
-    if not any(p.requires_grad for p in architecture.backbone.parameters()):
+    if weighting.needs_bottleneck and not any(p.requires_grad for p in architecture.backbone.parameters()):
+        remedy = f" or choose weighting.level={others[0]}" if others else ""
         raise UserError(
-            f"weighting={weighting.name} at weighting.level=representation balances what the trunk learns, and the "
-            "whole trunk is frozen. Lower backbone.frozen_stages or choose weighting.level=parameters."
+            f"{at} balances what the trunk learns, and the whole trunk is frozen. Lower backbone.frozen_stages{remedy}."
+        )
+    if not any(True for _ in architecture.shared_parameters()):
+        raise UserError(
+            f"{at} balances what tasks share, and nothing that trains is shared here. Lower backbone.frozen_stages, or "
+            "choose a weighting of the losses such as equal."
         )
 
 
@@ -85,8 +96,11 @@ class MultiTaskModule(LightningModule):
         self.channels_last = channels_last
         self.finite = FiniteState()
         self.test_tables: dict[str, Any] = {}
+        # DDP would send them from the first process to the others in every forward; all have the same.
+        self._ddp_params_and_buffers_to_ignore = [f"weighting.{name}" for name in weighting.replicated]
         self._loss_sums: Tensor | None = None
         self._step: Step | None = None
+        self.step_means = StepMeans(architecture.tasks.names)
         self._parameters_of_step: tuple[list[Any], list[Any], list[Any]] | None = None
 
     def forward(self, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -103,25 +117,42 @@ class MultiTaskModule(LightningModule):
     def _layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def losses_of(self, batch: dict[str, Any]) -> Tensor:
+        """The raw losses [T] of one forward pass; nothing is logged."""
+        return self._forward(batch)[0]
+
+    def _forward(self, batch: dict[str, Any]) -> tuple[Tensor, Shared]:
         target = self.label_transform.encode(batch["target"])
         shared = self.architecture(self._layout(batch["image"]), target)
-        losses = self.losses(shared.outputs, target)
+        return self.losses(shared.outputs, target), shared
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        losses, shared = self._forward(batch)
         self.finite.update(losses.detach(), batch["index"], self.global_step)
-        one = torch.ones((), device=losses.device)
-        scale = self._fp16_scale(one)
+        accumulated = self.trainer.accumulate_grad_batches
+        last = (batch_idx + 1) % accumulated == 0 or self.trainer.is_last_batch
+        scale = self._fp16_scale(torch.ones((), device=losses.device))
+        self._step = self.make_step(losses, shared, scale, accumulated, self.trainer.world_size, last)
+        return losses
+
+    def make_step(
+        self, losses: Tensor, shared: Shared, scale: Tensor, accumulated: int = 1, world: int = 1, last: bool = True
+    ) -> Step:
+        """What the weighting gets to see of one forward pass."""
         all_shared, private, above = self._split_parameters()
-        self._step = Step(
+        return Step(
             losses=losses,
-            factor=scale / self.trainer.accumulate_grad_batches,
+            factor=scale / accumulated,
             scale=scale,
             shared=all_shared,
             private=private,
             above=above,
             bottleneck=shared.bottleneck,
             extra=shared.extra_loss,
+            world=world,
+            last=last,
+            guarded=getattr(self.trainer.precision_plugin, "scaler", None) is not None,
         )
-        return losses
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The documented hook. `loss` comes divided by the accumulated batches and multiplied by the fp16 scale; the
@@ -129,19 +160,34 @@ class MultiTaskModule(LightningModule):
         step = self._step
         assert step is not None
         self._step = None
-        if step.extra is not None:
-            (step.extra * step.factor).backward(retain_graph=True)
-        weights = self.weighting.backward(step)
-        self._log_step(step.losses.detach(), weights)
+        applied = self.weighting.backward(step)
+        self._log_step(step, applied)
 
-    def _log_step(self, losses: Tensor, weights: Tensor) -> None:
-        """Means over the epoch under `train/`, single steps under `step/`; a step counts once (`batch_size=1`)."""
-        epoch: Any = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": self.trainer.world_size > 1}
-        for i, name in enumerate(self.architecture.tasks.names):
-            self.log(f"train/{name}/loss", losses[i], **epoch)
-            self.log(f"train/{name}/weight", weights[i], **epoch)
-            self.log(f"step/{name}/loss", losses[i], on_step=True, on_epoch=False, batch_size=1)
-        self.log("train/loss", losses.sum(), prog_bar=True, **epoch)
+    def _log_step(self, step: Step, applied: Applied) -> None:
+        """Means over the epoch under `train/`, single steps under `step/`."""
+        losses = step.losses.detach()
+        self.step_means.add(losses, applied)
+        several = self.trainer.world_size > 1
+        total = losses.sum()
+        self.log("train/loss", total, on_step=False, on_epoch=True, prog_bar=True, batch_size=1, sync_dist=several)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step.last and every and (self.global_step + 1) % every == 0:
+            for name, loss in zip(self.architecture.tasks.names, losses.unbind(), strict=True):
+                self.log(f"step/{name}/loss", loss, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_train_epoch_start(self) -> None:
+        self._parameters_of_step = None  # a callback may have frozen or unfrozen some
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:  # not in on_train_epoch_end: callbacks that write the epoch's row come before it
+            self._log_means()
+
+    def _log_means(self) -> None:
+        means = self.step_means.take(lambda x: self.trainer.strategy.reduce(x, reduce_op="sum"))  # type: ignore
+        if self.weighting.takes_gradients_apart or not self.weighting.constant:
+            means["weighting/degenerate"] = self.weighting.degenerate.float()
+        several = self.trainer.world_size > 1  # the values are those of all processes already
+        self.log_dict({f"train/{k}": v.float() for k, v in means.items()}, sync_dist=several)
 
     def _fp16_scale(self, one: Tensor) -> Tensor:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -149,7 +195,7 @@ class MultiTaskModule(LightningModule):
 
     def _split_parameters(self) -> tuple[list[Any], list[Any], list[Any]]:
         if self._parameters_of_step is None:
-            shared = [p for p in self.architecture.shared_parameters() if p.requires_grad]
+            shared = list(dict.fromkeys(p for p in self.architecture.shared_parameters() if p.requires_grad))
             shared_ids = {id(p) for p in shared}
             trainable = [p for p in self.architecture.parameters() if p.requires_grad]
             below = {id(p) for p in self.architecture.backbone.parameters()}
@@ -221,10 +267,22 @@ class MultiTaskModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_fit_start(self) -> None:
-        if self.trainer.world_size > 1 and not self.weighting.distributed:
+        # An epoch that a failed fit left unfinished is no part of this one.
+        self.step_means = StepMeans(self.architecture.tasks.names)
+        strategy = self.trainer.strategy
+        own = any(p.requires_grad for p in self.weighting.parameters())
+        if own and isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters"):
             raise UserError(
-                f"weighting={self.weighting.name} takes gradients apart and runs on one device so far: "
-                "use trainer.devices=1, or a weighting of the losses such as equal or fixed."
+                f"weighting={self.weighting.name} trains parameters outside the network's forward pass, which "
+                "find_unused_parameters takes for unused. Use trainer.strategy=ddp: every trainable parameter is used."
+            )
+        if not self.weighting.takes_gradients_apart:
+            return
+        if self.weighting.level == "parameters" and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise UserError(
+                f"weighting={self.weighting.name} at weighting.level=parameters needs whole gradients on every device, "
+                f"which {type(strategy).__name__} does not give. Use trainer.strategy=ddp, "
+                "weighting.level=representation, or a weighting of the losses."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

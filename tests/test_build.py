@@ -13,7 +13,7 @@ from mtlcar.config import compose_config, finish
 from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.finite import NonFiniteLossError
-from mtlcar.module import MultiTaskModule
+from mtlcar.module import MultiTaskModule, refuse_impossible
 from mtlcar.runs.training import make_trainer, precision
 from mtlcar.weightings.base import GramianWeighting
 from mtlcar.weightings.equal import Equal
@@ -238,6 +238,38 @@ def test_representation_level_needs_a_trunk_that_learns(cache: Path) -> None:
             steps_per_epoch=1,
             total_steps=1,
         )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("weighting", "level", "change", "says"),
+    [
+        (
+            "cagrad",
+            "representation",
+            "bottleneck",
+            r"passes through one tensor: cascade, parallel\. .* or weighting.level=pa",
+        ),
+        (
+            "graddrop",
+            "representation",
+            "bottleneck",
+            r"cascade, parallel\. Parallel has none. Choose architecture=cascade\.$",
+        ),
+        ("cagrad", "representation", "frozen", "the whole trunk is frozen. Lower backbone.frozen_stages or choose w"),
+        ("moco", "parameters", "frozen", "nothing that trains is shared here"),
+    ],
+)
+def test_a_weighting_that_cannot_act_is_refused_with_what_would_do(
+    cache: Path, weighting: str, level: str, change: str, says: str
+) -> None:
+    _, built = parts(cache, f"weighting={weighting}", f"weighting.level={level}")
+    architecture = built.module.architecture
+    if change == "frozen":
+        architecture.backbone.requires_grad_(False)
+    else:
+        architecture.has_bottleneck = False
+    with pytest.raises(UserError, match=says):
+        refuse_impossible(architecture, built.module.weighting)
 
 
 def test_dropout_reaches_the_layer(cache: Path) -> None:

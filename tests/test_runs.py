@@ -226,3 +226,20 @@ def test_half_a_file_never_has_the_name_of_a_whole_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range"):
         write_json(path, {"a": float("nan")})
     assert read_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize("weighting", ["pcgrad", "moco"])
+def test_a_run_with_a_state_of_the_weighting_is_tested_and_evaluated_again(
+    weighting: str, folder: Path, paths: tuple[str, str]
+) -> None:
+    """pcgrad's draws are an extra state, moco's averages a buffer that a fresh module lacks: the best checkpoint is
+    loaded into the module that was trained, then into a new one."""
+    small = (*SMALL[:-3], "trainer.max_epochs=1", "backbone=tiny", *SMALL[-2:])
+    mtlcar("train", *small, *paths, f"weighting={weighting}", f"sweep={weighting}")
+    (done,) = (folder / "runs" / weighting).glob("*/DONE")
+    run = done.parent
+    kept = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    own = "weighting._extra_state" if weighting == "pcgrad" else "weighting.tracked"
+    assert own in kept, "the state is in the checkpoint"
+    again = json.loads(mtlcar("evaluate", str(run), "--json").stdout)
+    assert again == read_json(run / "metrics.json")["test"]

@@ -14,14 +14,12 @@ from mtlcar.tasks import TaskSet
 class Single(Architecture):
     """One head on one trunk (arXiv 2603.01746). Coarser tasks are implied by the hierarchy, not trained.
 
-    Nothing is shared; the representation is given as the bottleneck all the same, so that one multirun can cross
+    Nothing is shared and nothing balanced: under any weighting its one task has weight 1, so that a multirun can cross
     architectures with weightings.
 
     Args:
         task: the task to train; None: the finest classification (`TaskSet.finest`).
     """
-
-    has_bottleneck = True
 
     def __init__(
         self,

@@ -92,7 +92,8 @@ def second_name(file: Path, name: Path) -> None:
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """The module's state from a checkpoint of plain tensors.
+    """The module's state from a checkpoint of plain tensors, to predict with: how tasks were weighted in training says
+    nothing about that and is left out.
 
     Raises:
         UserError: no such file, not a checkpoint of plain tensors, or one of another configuration.
@@ -105,7 +106,7 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
         raise UserError(
             f"{path}: not a checkpoint of plain tensors ({type(error).__name__}). Nothing in it was run."
         ) from error
-    own = module.state_dict()
+    own, state = ({k: v for k, v in d.items() if not k.startswith("weighting.")} for d in (module.state_dict(), state))
     faults = {
         "missing from it": [k for k in own if k not in state],
         "not of this network": [k for k in state if k not in own],
@@ -114,4 +115,4 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     if any(faults.values()):
         said = "; ".join(f"{len(v)} {what} (first: {', '.join(v[:3])})" for what, v in faults.items() if v)
         raise UserError(f"{path} is a checkpoint of another configuration. Parameters: {said}.")
-    module.load_state_dict(state)
+    module.load_state_dict(state, strict=False)

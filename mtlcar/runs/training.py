@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.build import Parts, make
+from mtlcar.compiled import compile_network
 from mtlcar.errors import UserError
 from mtlcar.finite import StopOnNonFinite
 from mtlcar.runs.checkpoints import Checkpoints
@@ -19,7 +20,7 @@ from mtlcar.runs.progress import progress
 from mtlcar.runs.timing import Timing
 
 log = logging.getLogger("mtlcar")
-NOT_TRAINER = ("name", "channels_last", "precision")
+NOT_TRAINER = ("name", "channels_last", "precision", "compile")
 
 
 def precision(cfg: DictConfig) -> str:
@@ -87,6 +88,14 @@ def fit(cfg: DictConfig, parts: Parts, run_dir: Path, loggers: list[Any]) -> tup
     trainer = make_trainer(cfg, callbacks, loggers, run_dir)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.data.indices.items())
     log.info("%s: %s images; best checkpoint by %s", run_dir.name, sizes, parts.monitor)
+    if cfg.trainer.compile:
+        compile_network(parts.module.architecture, Path(cfg.paths.cache))
+    if cfg.trainer.accumulate_grad_batches > 1 and not parts.module.weighting.constant:
+        log.warning(
+            "weighting=%s finds new weights for each of the %d micro-batches of a step.",
+            parts.module.weighting.name,
+            cfg.trainer.accumulate_grad_batches,
+        )
     trainer.fit(parts.module, datamodule=parts.data, weights_only=True)
     return timing, checkpoints
 

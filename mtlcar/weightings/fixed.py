@@ -21,6 +21,7 @@ class Fixed(LossWeighting):
     """
 
     reads_weights = True
+    constant = True
 
     def __init__(
         self,

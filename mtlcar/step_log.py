@@ -1,0 +1,61 @@
+"""What the weighting did, as means over an epoch, added up on the device."""
+
+from collections.abc import Callable
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from mtlcar.weightings.base import Applied
+
+
+class StepMeans:
+    """Means over an epoch of each task's loss, weight and gradient norm, and of each pair's cosine and conflicts.
+
+    | name | what |
+    |---|---|
+    | `<task>/loss`, `<task>/weight` | raw loss; what multiplied the task's gradient |
+    | `<task>/gradient_norm` | of the gradients that the weighting compared (unscaled) |
+    | `<a>-<b>/cosine` | of the angle between two tasks' gradients |
+    | `<a>-<b>/conflict` | share of the steps in which it is negative |
+
+    Every micro-batch counts once. Values that are not finite (a step that overflowed in half precision) are left out
+    of their mean. No module: DDP copies the first process's buffers over the others'.
+    """
+
+    def __init__(self, tasks: tuple[str, ...]) -> None:
+        self.tasks = tasks
+        self.pairs = list(combinations(range(len(tasks)), 2))
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+
+    def add(self, losses: Tensor, applied: Applied) -> None:
+        """losses [T], detached, and what was applied to them; waits for nothing."""
+        names = [f"{t}/loss" for t in self.tasks]
+        values = [losses]
+        if applied.weights is not None:
+            names += [f"{t}/weight" for t in self.tasks]
+            values.append(applied.weights)
+        if applied.gramian is not None:
+            norms = applied.gramian.diagonal().sqrt()
+            cosines = applied.gramian / (norms[:, None] * norms)
+            upper = torch.stack([cosines[i, j] for i, j in self.pairs]).clamp(-1, 1)
+            between = [f"{self.tasks[i]}-{self.tasks[j]}" for i, j in self.pairs]
+            names += [f"{t}/gradient_norm" for t in self.tasks]
+            names += [f"{p}/cosine" for p in between] + [f"{p}/conflict" for p in between]
+            values += [norms, upper, torch.where(upper.isfinite(), (upper < 0).float(), upper)]
+        now = torch.cat([v.float() for v in values])
+        seen = now.isfinite()
+        now = torch.stack([torch.where(seen, now, 0.0), seen.float()])
+        if self.sums is None or names != self.names:
+            self.names = names
+            self.sums = torch.zeros_like(now, dtype=torch.float32 if now.device.type == "mps" else torch.float64)
+        self.sums += now
+
+    def take(self, add_up: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The means, and a new beginning. `add_up` sums a tensor over the processes."""
+        if self.sums is None:
+            return {}
+        sums, counts = add_up(self.sums)
+        self.sums = None
+        return dict(zip(self.names, (sums / counts).unbind(), strict=True))

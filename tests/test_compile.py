@@ -1,0 +1,67 @@
+"""torch.compile gives every task the gradients of eager mode, also after a run that walked the graph only once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._functorch import config as functorch
+
+from mtlcar.architectures.base import Architecture
+from mtlcar.compiled import compile_network
+from mtlcar.weightings.gradients import Step, bottleneck_gradients, parameter_gradients
+from tests.test_architectures import build
+
+IMAGE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path) -> Iterator[Path]:
+    donated, folder = functorch.donated_buffer, os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    torch._dynamo.reset()
+    yield tmp_path
+    torch._dynamo.reset()
+    functorch.donated_buffer = donated
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    if folder is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+
+
+def network() -> Architecture:
+    torch.manual_seed(0)
+    return build("parallel")
+
+
+def step_of(architecture: Architecture) -> Step:
+    shared = architecture(IMAGE)
+    one = torch.ones(())
+    everything = list(architecture.parameters())
+    trunk = list(architecture.shared_parameters())
+    rest = [p for p in everything if all(p is not q for q in trunk)]
+    losses = torch.stack([shared.outputs[n].float().square().mean() for n in architecture.tasks.names])
+    return Step(losses, one, one, trunk, rest, rest, shared.bottleneck)
+
+
+def task_gradients(architecture: Architecture) -> list[list[Tensor]]:
+    found = parameter_gradients(step_of(architecture)).rows
+    return [*found, *bottleneck_gradients(step_of(architecture)).rows]
+
+
+# Inductor itself uses what torch 2.15 has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_compiled_gradients_of_all_tasks_are_those_of_eager_mode_after_an_equal_run(own_cache: Path) -> None:
+    expected = task_gradients(network())
+    first = network()
+    compile_network(first, own_cache)
+    step_of(first).losses.sum().backward()  # what equal weighting does: the graph is walked once, and then cached
+    torch._dynamo.reset()
+    second = network()
+    compile_network(second, own_cache)
+    found = task_gradients(second)
+    assert (own_cache / "inductor").is_dir()
+    assert list(second.state_dict()) == list(network().state_dict())
+    for mine, eager in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, eager, rtol=1e-3, atol=1e-5)
+    assert len({tuple(row[0].flatten()[:3].tolist()) for row in found[:3]}) == 3  # three tasks, three gradients
