@@ -87,12 +87,14 @@ def run(run_dir: Path, cfg: DictConfig) -> None:
 
     from mtlcar.build import build, check_parts, make
     from mtlcar.runs.loggers import finish
+    from mtlcar.runs.memory import keep_freed_memory
     from mtlcar.runs.results import metrics_json, score, write_results
     from mtlcar.runs.training import fit, quiet_lightning, tag_list
 
     quiet_lightning()
     check_parts(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")))  # before anything is decoded
     torch.set_num_threads(cfg.threads)
+    keep_freed_memory()
     # Deterministic mode would fill every new tensor with NaN, which finds bugs of kernels and costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
