@@ -15,6 +15,13 @@ Overrides are Hydra's: group=choice picks a part, key=value changes one of its k
   mtlcar train -m architecture=single,parallel,cascade seed=0,1,2 sweep=first
   mtlcar train -m experiment=paper_a/stanford_cars data.root=DIR
 """
+BENCH_EPILOG = """\
+Steps are interleaved in one process, each next to one under `equal`, on a random batch: no dataset is read.
+ResNet-18, 64 px, batch 16 unless overrides say otherwise; weighting.KEY=VALUE reaches the weightings that have the key.
+
+  mtlcar bench weightings --tasks 2 3 --only pcgrad cagrad
+  mtlcar bench weightings --json backbone=resnet50 data.image_size=224 data.batch_size=32
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +61,20 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("-o", "--output", help="show: PNG to write (default: NAME.png)")
     data.add_argument("-n", type=int, default=48, help="show: number of images")
     data.add_argument("--augmented", action="store_true", help="show: images as training sees them")
+
+    bench = add(
+        "bench",
+        "Measure mtlcar's speed here.",
+        epilog=BENCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument("what", choices=("weightings",), help="a training step under every weighting, next to `equal`")
+    bench.add_argument("overrides", nargs="*", help="such as backbone=tiny data.batch_size=8 threads=1")
+    bench.add_argument("--json", action="store_true", help="print the rows as JSON")
+    bench.add_argument("--tasks", nargs="+", default=["2", "3"], metavar="N", help="numbers of tasks (default: 2 3)")
+    bench.add_argument("--rounds", type=int, default=12, help="times that each is measured (default: 12)")
+    bench.add_argument("--only", nargs="+", metavar="NAME", help="these weightings (default: all)")
+    bench.add_argument("--peers", action="store_true", help="LibMTL's and TorchJD's too, where they can be imported")
 
     return top
 
@@ -100,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         from mtlcar.report import command
 
         return command(args.dirs, args.output)
+    if args.command == "bench":
+        return run_bench(args)
     return run_data(args)
 
 
@@ -120,6 +143,27 @@ def run_train(args: argparse.Namespace) -> int:
     from mtlcar.runs.launch import train
 
     return train(args.overrides, multirun=args.multirun, show_traceback=args.traceback)
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    overrides = list(args.overrides)
+    for words in (args.tasks, args.only or []):  # these options take all words up to the next one
+        overrides += [word for word in words if "=" in word]
+        words[:] = [word for word in words if "=" not in word]
+    wrong = [word for word in args.tasks if not word.isdecimal()]
+    if wrong:
+        raise UserError(f"--tasks should be numbers of tasks, such as --tasks 2 3. Found {wrong[0]!r}.")
+
+    from mtlcar.bench.weightings import command
+
+    return command(
+        overrides,
+        tasks=[int(word) for word in args.tasks],
+        rounds=args.rounds,
+        only=args.only,
+        peers=args.peers,
+        as_json=args.json,
+    )
 
 
 def run_data(args: argparse.Namespace) -> int:

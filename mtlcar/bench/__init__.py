@@ -1,0 +1,1 @@
+"""Measurements of mtlcar's own speed: `mtlcar bench`."""
