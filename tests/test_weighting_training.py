@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch._functorch import config as functorch
 
 from mtlcar.compiled import compile_network
@@ -126,6 +127,31 @@ def test_conflicts_and_norms_reach_the_history(cache: Path, kind: str, tmp_path:
     for row in rows:
         assert {"train/make/gradient_norm", "train/make-model/cosine", "train/make-model/conflict"} <= set(row)
         assert row["train/weighting/degenerate"] == 0
+
+
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fp16_steps_are_taken_and_overflows_skipped_without_a_trace(
+    cache: Path,  # noqa: F811
+    kind: str,
+    scale: float,
+) -> None:
+    """On a CPU, with torch's scaler for it: the larger scale overflows in every step."""
+    cfg, built = parts(
+        cache, "architecture=cascade", "trainer.limit_train_batches=5", "scheduler=constant", *KINDS[kind]
+    )
+    runner = make_trainer(cfg, [], [], cache)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    runner.strategy._precision_plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    before = [p.detach().clone() for p in built.module.parameters()]
+    runner.fit(built.module, datamodule=built.data, weights_only=True)
+    moved = [not torch.equal(a, p) for a, p in zip(before, built.module.parameters(), strict=True)]
+    assert any(moved) == (scale < 2.0**20)
+    assert (scaler.get_scale() == scale) == (scale < 2.0**20)
+    assert all(p.isfinite().all() for p in built.module.parameters())
+    assert all(b.isfinite().all() for b in built.module.weighting.buffers())
+    if not kind.startswith("loss"):
+        assert int(built.module.weighting.degenerate) == (0 if scale < 2.0**20 else 5)
 
 
 @pytest.mark.gpu
