@@ -373,6 +373,9 @@ def test_gradients_in_any_memory_layout_are_averaged_as_the_jacobian_is(name: st
         layout = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in rows[0]]
         for row in rows[: k + 1]:  # kernels may give any layout at any time
             row[0] = row[0].contiguous(memory_format=torch.channels_last)
+        divisors = parts.divisors(losses)
+        if divisors is not None:
+            rows = [[t / c for t in row] for row, c in zip(rows, divisors, strict=True)]
         found, _ = parts._combine(rows, layout, losses, None, torch.ones(()), guarded=False)
         assert found[0].is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(torch.cat([t.flatten() for t in found]), expected, rtol=1e-5, atol=1e-5)

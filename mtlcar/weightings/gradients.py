@@ -15,7 +15,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 LARGE = 2**16
 """Elements from which a tensor is worth a product of its own; smaller ones are put together first."""
-PIECE = 2**17
+PIECE = 2**18
 """Elements of one product on a CPU: a piece stays in the cache while all pairs are taken, and a CPU's product of 16
 million float32 numbers, added one after the other, is wrong in the fourth digit. A GPU adds in a tree."""
 BUCKET = 2**22
@@ -65,7 +65,9 @@ class TaskGradients:
     rest_gradients: list[Tensor | None]
 
 
-def _per_task(step: Step, targets: Sequence[Tensor], rest: Sequence[Tensor]) -> TaskGradients:
+def _per_task(
+    step: Step, targets: Sequence[Tensor], rest: Sequence[Tensor], divisors: Tensor | None = None
+) -> TaskGradients:
     """One backward a task down to `targets` and `rest`, losses multiplied by the fp16 scale so that half-precision
     gradients do not underflow; it is taken out of the Gramian and of the combination's coefficients, never by another
     pass over the gradients."""
@@ -73,10 +75,11 @@ def _per_task(step: Step, targets: Sequence[Tensor], rest: Sequence[Tensor]) -> 
     summed: list[Tensor | None] = [None] * len(rest)
     wanted = [*targets, *rest]
     last = len(step.losses) - 1
+    seeds = step.scale.to(step.losses.dtype).expand(last + 1) if divisors is None else step.scale / divisors
     for t, loss in enumerate(step.losses.unbind()):
         # The last pass may free what it walks: at representation level that is the heads' graph, not the trunk's.
         keep = t < last or step.extra is not None
-        grads = torch.autograd.grad(loss, wanted, step.scale.to(loss.dtype), retain_graph=keep, allow_unused=True)
+        grads = torch.autograd.grad(loss, wanted, seeds[t], retain_graph=keep, allow_unused=True)
         if targets and all(g is None for g in grads[: len(targets)]):
             raise RuntimeError(
                 f"The loss of task {t} does not depend on what the tasks share: the bottleneck or the shared "
@@ -85,6 +88,8 @@ def _per_task(step: Step, targets: Sequence[Tensor], rest: Sequence[Tensor]) -> 
         rows.append(_own_memory(targets, grads[: len(targets)]))
         for i, g in enumerate(grads[len(targets) :]):
             if g is not None:
+                if divisors is not None:
+                    g = g * divisors[t].to(g.dtype)
                 before = summed[i]
                 summed[i] = g if before is None else before + g
     return TaskGradients(rows, targets, rest, summed)
@@ -115,10 +120,15 @@ def bottleneck_gradients(step: Step) -> TaskGradients:
     return gradients
 
 
-def parameter_gradients(step: Step) -> TaskGradients:
+def parameter_gradients(step: Step, divisors: Tensor | None = None) -> TaskGradients:
     """Gradients of the shared parameters: T backwards through the trunk, private gradients on the way. Under DDP
-    averaged over the processes."""
-    gradients = _per_task(step, step.shared, step.private)
+    averaged over the processes.
+
+    Args:
+        divisors: [T], what the rows are to be divided by: done where the backward begins, without another pass over
+            the gradients; private ones are multiplied back.
+    """
+    gradients = _per_task(step, step.shared, step.private, divisors)
     if step.world > 1:
         for row in gradients.rows:
             _average(row, step.world)
@@ -202,9 +212,12 @@ def combine_rows(rows: list[list[Tensor]], coefficients: Tensor) -> list[Tensor]
     with torch.no_grad():
         total = rows[0]
         each = coefficients.to(total[0].dtype).unbind()
-        torch._foreach_mul_(total, each[0])
-        for c, row in zip(each[1:], rows[1:], strict=True):
-            add_scaled(total, row, c, spare=True)
+        # A GPU takes all at once; a CPU finds a bucket still in its cache the second time.
+        for bucket in buckets(total) if total[0].device.type == "cpu" else [list(range(len(total)))]:
+            part, *others = ([row[i] for i in bucket] for row in rows)
+            torch._foreach_mul_(part, each[0])
+            for c, other in zip(each[1:], others, strict=True):
+                add_scaled(part, other, c, spare=True)
         rows.clear()
     return total
 
@@ -218,6 +231,15 @@ def add_scaled(total: list[Tensor], row: list[Tensor], c: Tensor, *, spare: bool
         torch._foreach_add_(total, row)
     else:
         torch._foreach_add_(total, torch._foreach_mul(row, c))
+
+
+def move_towards(average: list[Tensor], new: list[Tensor], rate: Tensor, scale: Tensor | None) -> None:
+    """average += rate (new / scale - average), rate 0-d on the device; `new` is used up."""
+    if scale is None and average[0].device.type == "cpu":
+        torch._foreach_lerp_(average, new, [rate] * len(new))
+        return
+    torch._foreach_mul_(average, 1 - rate)
+    add_scaled(average, new, rate if scale is None else rate / scale, spare=True)
 
 
 def flatten(rows: list[list[Tensor]], scale: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from mtlcar.errors import UserError
 from mtlcar.tasks import TaskSet
 from mtlcar.weightings.algebra import wide
 from mtlcar.weightings.base import Applied, GradientCombiner, whole_batch
-from mtlcar.weightings.gradients import Step, add_scaled, enter, gramian, parameter_gradients
+from mtlcar.weightings.gradients import Step, add_scaled, enter, gramian, move_towards, parameter_gradients
 
 
 class TrackedGradients(GradientCombiner):
@@ -63,18 +63,21 @@ class TrackedGradients(GradientCombiner):
         return None
 
     def combine(self, jacobian: Tensor, losses: Tensor, features: Tensor | None) -> Tensor:
+        divisors = self.divisors(losses)
+        if divisors is not None:
+            jacobian = jacobian / divisors[:, None]
         rows = [[row] for row in jacobian.contiguous().unbind()]
         one = torch.ones((), device=jacobian.device)
         (found,), _ = self._combine(rows, rows[0], losses, None, one, guarded=True)
         return found
 
     def _backward(self, step: Step) -> Applied:
-        gradients = parameter_gradients(step)
+        losses = whole_batch(step)
+        gradients = parameter_gradients(step, self.divisors(losses))
         with torch.no_grad(), torch.autocast(step.losses.device.type, enabled=False):
             scale = step.scale if step.guarded else None
             rows = [[g.float() for g in row] for row in gradients.rows]
             gradients.rows.clear()
-            losses = whole_batch(step)
             combined, found = self._combine(rows, step.shared, losses, scale, step.factor, guarded=step.guarded)
         enter(step, gradients, combined)
         return Applied(self.applied, found)
@@ -89,7 +92,8 @@ class TrackedGradients(GradientCombiner):
         *,
         guarded: bool,
     ) -> tuple[list[Tensor], Tensor]:
-        """T rows of gradients, times `scale`, which are used up -> factor x sum_t a_t Y_t, and Y Y^T."""
+        """T rows of gradients, divided by `divisors` and times `scale`, which are used up -> factor x sum_t a_t Y_t,
+        and Y Y^T."""
         finite = torch.isfinite(losses.sum())
         if guarded:
             finite &= torch.isfinite(gramian(rows).sum())
@@ -98,17 +102,12 @@ class TrackedGradients(GradientCombiner):
                     g.nan_to_num_(0.0, 0.0, 0.0)
         tracked = self._like(targets)
         rate = torch.where(finite, self.rate(wide(self.steps + 1)), 0.0)
-        divisors = self.divisors(losses)
-        if scale is not None:
-            divisors = scale.expand(len(rows)) if divisors is None else divisors * scale
-        for t, (mine, new) in enumerate(zip(tracked, rows, strict=True)):
-            share = rate if divisors is None else torch.where(finite, rate / divisors[t], 0.0)
-            torch._foreach_mul_(mine, (1 - rate).float())
-            add_scaled(mine, new, share.float(), spare=True)
+        for mine, new in zip(tracked, rows, strict=True):
+            move_towards(mine, new, rate.float(), scale)
+            new.clear()  # their memory is the result's
         self.steps += finite
         found = gramian(tracked)
         self.applied = self.factors(found, losses, finite)
-        rows.clear()  # their memory is the result's
         first, *others = torch.where(finite, self.applied * factor, torch.nan).float().unbind()
         total = list(torch._foreach_mul(tracked[0], first))
         for mine, a in zip(tracked[1:], others, strict=True):
