@@ -52,10 +52,17 @@ def test_a_part_stands_alone(group: str, name: str) -> None:
 def bound(node: DictConfig) -> None:
     """Every key of a node with `_target_` is a parameter of what it names."""
     if "_target_" in node:
-        parameters = inspect.signature(get_object(node._target_)).parameters
-        free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        target = get_object(node._target_)
+        known: set[str] = set()
+        free = False
+        for maker in [c.__init__ for c in target.__mro__] if isinstance(target, type) else [target]:
+            parameters = inspect.signature(maker).parameters
+            known |= set(parameters)
+            free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+            if "common" not in parameters:  # `**common` goes to the base, which says what it knows
+                break
         for key in node:
-            assert free or str(key) in parameters or str(key).startswith("_"), f"{node._target_} has no {key!r}"
+            assert free or str(key) in known or str(key).startswith("_"), f"{node._target_} has no {key!r}"
     for key in node:
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             bound(node[key])

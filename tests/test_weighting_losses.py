@@ -222,7 +222,7 @@ def test_one_task_has_weight_one_and_nothing_to_train(name: str) -> None:
 )
 def test_impossible_options_are_named(name: str, key: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"weighting\.{key} \({name}\) should be .* Found"):
-        type(make(name))(TASKS, **{key: value})  # Hydra would wrap the error
+        type(make(name))(TASKS, name=name, **{key: value})  # Hydra would wrap the error
 
 
 # --- random loss weighting ---

@@ -21,21 +21,30 @@ def stratified_counts(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
     low, high = np.maximum(np.floor(ideal), least), np.maximum(np.ceil(ideal), least)
     counts = np.stack([_largest_remainder(i, m) for i, m in zip(ideal, least, strict=True)])
     total = _largest_remainder(sizes.sum() * shares, np.zeros(3, dtype=np.int64))
+
+    def cheapest(a: int, b: int) -> tuple[float, list[tuple[int, int, int]]]:
+        """Moving one image from split a to b: what that adds to the squared distance from the ideal, less for a large
+        class, and the move (class, a, b); infinite where no class may."""
+        cost = ((ideal[:, a] - counts[:, a]) - (ideal[:, b] - counts[:, b]) + 1) / sizes
+        cost[(counts[:, a] <= low[:, a]) | (counts[:, b] >= high[:, b])] = np.inf
+        c = int(cost.argmin())
+        return float(cost[c]), [(c, a, b)]
+
     while True:
         off = counts.sum(axis=0) - total
-        moves = [(a, b) for a in np.flatnonzero(off > 0) for b in np.flatnonzero(off < 0) if used[b]]
-        best: tuple[float, int, int, int] | None = None
-        for a, b in moves:
-            # squared distance from the ideal that moving one image from a to b adds, less for a large class
-            cost = ((ideal[:, a] - counts[:, a]) - (ideal[:, b] - counts[:, b]) + 1) / sizes
-            cost[(counts[:, a] <= low[:, a]) | (counts[:, b] >= high[:, b])] = np.inf
-            c = int(cost.argmin())
-            if np.isfinite(cost[c]) and (best is None or cost[c] < best[0]):
-                best = (float(cost[c]), c, int(a), int(b))
-        if best is None:
+        pairs = [(int(a), int(b)) for a in np.flatnonzero(off > 0) for b in np.flatnonzero(off < 0) if used[b]]
+        moves = [cheapest(a, b) for a, b in pairs]
+        if not any(
+            np.isfinite(cost) for cost, _ in moves
+        ):  # no class may move directly: two, by way of the third split
+            legs = [(cheapest(a, 3 - a - b), cheapest(3 - a - b, b)) for a, b in pairs if used[3 - a - b]]
+            moves = [(first[0] + second[0], first[1] + second[1]) for first, second in legs]
+        cost, chosen = min(moves, key=lambda m: m[0], default=(np.inf, []))
+        if not np.isfinite(cost):
             return counts
-        counts[best[1], best[2]] -= 1
-        counts[best[1], best[3]] += 1
+        for c, a, b in chosen:
+            counts[c, a] -= 1
+            counts[c, b] += 1
 
 
 def _largest_remainder(ideal: np.ndarray, least: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Aligned-MTL."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,13 +42,10 @@ class AlignedMTL(SolvedWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "aligned_mtl",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         scale: str = "min",
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         if scale not in SCALES:
             raise UserError(
                 f"weighting.scale should be one of {', '.join(SCALES)}. Found {scale!r}.{did_you_mean(scale, SCALES)}"

@@ -64,8 +64,8 @@ class Weighting(nn.Module, Callback, ABC):
 
     Args:
         tasks: the trained tasks, in the order of the losses [T].
-        name: the method's name, for logs and tables.
-        level: where gradients are taken; loss-level methods ignore it.
+        name: the method's name, for logs and tables; None: the class's.
+        level: where gradients are taken; loss-level methods ignore it. None: the first of `levels`.
         weights: read by `fixed` only; the others refuse one, so that it is never silently ignored.
         normalize: rescale the weights to sum to T, to compare methods at one effective learning rate. Weights that
             sum to 0 or less are left as they are.
@@ -89,12 +89,14 @@ class Weighting(nn.Module, Callback, ABC):
         self,
         tasks: TaskSet,
         *,
-        name: str,
-        level: str = "parameters",
+        name: str | None = None,
+        level: str | None = None,
         weights: Mapping[str, float] | None = None,
         normalize: bool = False,
     ) -> None:
         super().__init__()
+        name = name or type(self).__name__
+        level = level or self.levels[0]
         if level not in LEVELS:
             raise UserError(
                 f"weighting.level should be one of {', '.join(LEVELS)}. Found {level!r}.{did_you_mean(level, LEVELS)}"

@@ -1,7 +1,6 @@
 """CAGrad: near the mean gradient, the direction that helps the worst-off task most."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,16 +46,13 @@ class CAGrad(SolvedWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "cagrad",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         c: float = 0.5,
         rescale: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.c = number(name, "c", c, least=0)
-        self.rescale = flag(name, "rescale", rescale)
+        super().__init__(tasks, **common)
+        self.c = number(self.name, "c", c, least=0)
+        self.rescale = flag(self.name, "rescale", rescale)
         self.register_buffer("supports", all_supports(len(tasks)), persistent=False)
         self.supports: Tensor
 

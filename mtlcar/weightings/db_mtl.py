@@ -1,6 +1,6 @@
 """DB-MTL: losses balanced by the logarithm, tracked gradients by their norms."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,14 +39,11 @@ class DBMTL(TrackedGradients):
         self,
         tasks: TaskSet,
         *,
-        name: str = "db_mtl",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         beta: float = 0.9,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.beta = number(name, "beta", beta, least=0, below=1)
+        super().__init__(tasks, **common)
+        self.beta = number(self.name, "beta", beta, least=0, below=1)
 
     def rate(self, k: Tensor) -> Tensor:
         return (1 - self.beta) / (1 - self.beta**k)

@@ -1,6 +1,6 @@
 """Dynamic weight average."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,14 +34,11 @@ class DWA(EpochMeans):
         self,
         tasks: TaskSet,
         *,
-        name: str = "dwa",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         tau: float = 2.0,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.tau = number(name, "tau", tau, above=0)
+        super().__init__(tasks, **common)
+        self.tau = number(self.name, "tau", tau, above=0)
         self.register_buffer("last", torch.zeros(len(tasks)))  # 0: no epoch yet
         self.register_buffer("before", torch.zeros(len(tasks)))
 

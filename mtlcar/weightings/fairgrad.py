@@ -1,6 +1,6 @@
 """FairGrad."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +37,11 @@ class FairGrad(SolvedWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "fairgrad",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         alpha: float = 1.0,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.alpha = number(name, "alpha", alpha, above=0)
+        super().__init__(tasks, **common)
+        self.alpha = number(self.name, "alpha", alpha, above=0)
 
     def solve(self, geometry: Geometry, losses: Tensor) -> tuple[Tensor, Tensor]:
         n, c = geometry.norms, geometry.cosines

@@ -1,6 +1,6 @@
 """Fast adaptive multitask optimisation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,16 +52,13 @@ class FAMO(LossWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "famo",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         lr: float = 0.025,
         decay: float = 1e-3,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.lr = number(name, "lr", lr, above=0)
-        self.decay = number(name, "decay", decay, least=0)
+        super().__init__(tasks, **common)
+        self.lr = number(self.name, "lr", lr, above=0)
+        self.decay = number(self.name, "decay", decay, least=0)
         for buffer in ("xi", "m", "v"):
             self.register_buffer(buffer, torch.zeros(len(tasks)))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))

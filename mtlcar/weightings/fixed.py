@@ -1,6 +1,7 @@
 """Fixed weights, given by the user."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,10 @@ class Fixed(LossWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "fixed",
-        level: str = "parameters",
         weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, weights=weights, **common)
         given = dict(weights) if weights is not None else dict.fromkeys(tasks.names, 1.0)
         if len(tasks) == 1:
             given = {tasks.names[0]: 1.0}

@@ -41,16 +41,13 @@ class FromCallable(GramianWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "callable",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         function: str | None = None,
         arguments: Mapping[str, Any] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         if function is None:
-            raise UserError(f"weighting={name} needs weighting.function. {WANTED}.")
+            raise UserError(f"weighting={self.name} needs weighting.function. {WANTED}.")
         self.path = function
         bound = plain(arguments)
         target = find(function)

@@ -1,10 +1,7 @@
 """Geometric loss strategy."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from mtlcar.tasks import TaskSet
 from mtlcar.weightings.base import LossWeighting
 from mtlcar.weightings.log_losses import log_losses
 
@@ -23,17 +20,6 @@ class GLS(LossWeighting):
 
     LibMTL logs L_t / (T prod L), which is not what it applies.
     """
-
-    def __init__(
-        self,
-        tasks: TaskSet,
-        *,
-        name: str = "gls",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
-    ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
 
     def forward(self, losses: Tensor) -> Tensor:
         logs, known = log_losses(losses)

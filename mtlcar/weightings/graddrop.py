@@ -1,7 +1,7 @@
 """GradDrop: a sign is drawn at every feature of the bottleneck, and only gradients of that sign stay."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -46,13 +46,10 @@ class GradDrop(RandomWeighting, GradientCombiner):
         self,
         tasks: TaskSet,
         *,
-        name: str = "graddrop",
-        level: str = "representation",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         leak: float | Mapping[str, float] = 0.0,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         self.register_buffer("leak", torch.tensor(_per_task(leak, tasks)), persistent=False)
         self.leak: Tensor
 

@@ -1,6 +1,6 @@
 """GradNorm: gradient normalisation."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,16 +46,13 @@ class GradNorm(SolvedWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "gradnorm",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         alpha: float = 1.5,
         lr: float = 0.025,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.alpha = number(name, "alpha", alpha, least=0)
-        self.lr = number(name, "lr", lr, above=0)
+        super().__init__(tasks, **common)
+        self.alpha = number(self.name, "alpha", alpha, least=0)
+        self.lr = number(self.name, "lr", lr, above=0)
         self.register_buffer("even", torch.full((len(tasks),), 1 / len(tasks), dtype=_EXACT), persistent=False)
         self.register_buffer("w", torch.ones(len(tasks), dtype=_EXACT))
         self.register_buffer("initial", torch.full((len(tasks),), torch.nan, dtype=_EXACT))

@@ -1,7 +1,7 @@
 """GradVac: gradient vaccine."""
 
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,14 +48,11 @@ class GradVac(RandomWeighting, SolvedWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "gradvac",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         beta: float = 0.01,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        beta = number(name, "beta", beta, least=0, most=1)
+        super().__init__(tasks, **common)
+        beta = number(self.name, "beta", beta, least=0, most=1)
         eye = torch.eye(len(tasks), dtype=_EXACT)
         self.register_buffer("phi", torch.zeros_like(eye))
         self.register_buffer("pace", beta * (1 - eye), persistent=False)  # a task has no target with itself

@@ -1,6 +1,6 @@
 """IMTL-G, and IMTL when `hybrid`."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,16 +50,13 @@ class IMTL(SolvedWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "imtl",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         hybrid: bool = False,
         lr: float = 0.025,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.hybrid = flag(name, "hybrid", hybrid)
-        self.lr = number(name, "lr", lr, above=0)
+        super().__init__(tasks, **common)
+        self.hybrid = flag(self.name, "hybrid", hybrid)
+        self.lr = number(self.name, "lr", lr, above=0)
         if self.hybrid:
             self.register_buffer("s", torch.zeros(len(tasks)))
             self.s: Tensor

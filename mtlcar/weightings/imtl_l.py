@@ -1,6 +1,6 @@
 """Impartial multi-task learning, the half that balances losses."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,9 @@ class IMTLL(LossWeighting):
     def __init__(
         self,
         tasks: TaskSet,
-        *,
-        name: str = "imtl_l",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         # One task is not weighted, and a parameter that no loss reaches would stop DDP.
         self.s = nn.Parameter(torch.zeros(len(tasks)), requires_grad=len(tasks) > 1)
 

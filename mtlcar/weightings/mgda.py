@@ -1,7 +1,6 @@
 """MGDA: the point of the gradients' convex hull that is nearest to zero."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,13 +46,10 @@ class MGDA(SolvedWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "mgda",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         normalization: str = "none",
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         if normalization not in NORMALIZATIONS:
             raise UserError(
                 f"weighting.normalization should be one of {', '.join(NORMALIZATIONS)}. Found {normalization!r}."

@@ -1,6 +1,6 @@
 """MoCo: the common descent direction of tracked gradients, in small steps of its weights."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,18 +41,15 @@ class MoCo(TrackedGradients):
         self,
         tasks: TaskSet,
         *,
-        name: str = "moco",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         beta0: float = 0.5,
         gamma0: float = 0.1,
         rho: float = 0.0,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.beta0 = number(name, "beta0", beta0, above=0, most=1)
-        self.gamma0 = number(name, "gamma0", gamma0, above=0)
-        self.rho = number(name, "rho", rho, least=0)
+        super().__init__(tasks, **common)
+        self.beta0 = number(self.name, "beta0", beta0, above=0, most=1)
+        self.gamma0 = number(self.name, "gamma0", gamma0, above=0)
+        self.rho = number(self.name, "rho", rho, least=0)
         self.register_buffer("lambdas", torch.full((len(tasks),), 1 / len(tasks)))
         self.lambdas: Tensor
 

@@ -1,6 +1,6 @@
 """Nash-MTL."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,14 +38,11 @@ class NashMTL(SolvedWeighting):
         self,
         tasks: TaskSet,
         *,
-        name: str = "nash_mtl",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         max_norm: float | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.max_norm = None if max_norm is None else number(name, "max_norm", max_norm, above=0)
+        super().__init__(tasks, **common)
+        self.max_norm = None if max_norm is None else number(self.name, "max_norm", max_norm, above=0)
 
     def solve(self, geometry: Geometry, losses: Tensor) -> tuple[Tensor, Tensor]:
         n, c = geometry.norms, geometry.cosines

@@ -1,11 +1,8 @@
 """PCGrad: projecting conflicting gradients."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from mtlcar.tasks import TaskSet
 from mtlcar.weightings.algebra import Geometry, pull_of_the_other
 from mtlcar.weightings.base import SolvedWeighting
 from mtlcar.weightings.draws import RandomWeighting
@@ -28,17 +25,6 @@ class PCGrad(RandomWeighting, SolvedWeighting):
     Every task's order is drawn anew, as in the paper's algorithm; the authors' code draws one order for all tasks and
     then leaves it unused.
     """
-
-    def __init__(
-        self,
-        tasks: TaskSet,
-        *,
-        name: str = "pcgrad",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
-    ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
 
     def solve(self, geometry: Geometry, losses: Tensor) -> tuple[Tensor, Tensor | None]:
         norms, cosines = geometry.norms, geometry.cosines

@@ -1,11 +1,8 @@
 """Random loss weighting."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from mtlcar.tasks import TaskSet
 from mtlcar.weightings.base import LossWeighting
 from mtlcar.weightings.draws import RandomWeighting
 
@@ -20,17 +17,6 @@ class RLW(RandomWeighting, LossWeighting):
     The draws are the weighting's own and a function of the run's seed and the step. All micro-batches of an accumulated
     step share theirs.
     """
-
-    def __init__(
-        self,
-        tasks: TaskSet,
-        *,
-        name: str = "rlw",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
-    ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
 
     def forward(self, losses: Tensor) -> Tensor:
         drawn = torch.randn(len(losses), generator=self.draw(), dtype=losses.dtype).softmax(0)

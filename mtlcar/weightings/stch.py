@@ -1,6 +1,6 @@
 """Smooth Tchebycheff scalarisation."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,16 +37,13 @@ class STCH(EpochMeans):
         self,
         tasks: TaskSet,
         *,
-        name: str = "stch",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         mu: float = 1.0,
         warmup_epochs: int = 4,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
-        self.mu = number(name, "mu", mu, above=0)
-        self.warmup_epochs = whole(name, "warmup_epochs", warmup_epochs, least=0)
+        super().__init__(tasks, **common)
+        self.mu = number(self.name, "mu", mu, above=0)
+        self.warmup_epochs = whole(self.name, "warmup_epochs", warmup_epochs, least=0)
         self.register_buffer("z", torch.zeros(len(tasks)))
 
     def forward(self, losses: Tensor) -> Tensor:

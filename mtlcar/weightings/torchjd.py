@@ -38,14 +38,11 @@ class TorchJD(RandomWeighting, GradientCombiner):
         self,
         tasks: TaskSet,
         *,
-        name: str = "torchjd",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
         aggregator: str = "UPGrad",
         arguments: Mapping[str, Any] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         cls = find(aggregator)
         # On the CPU, whatever device the parts are being built on: a check before a sweep builds them on none.
         with torch.device("cpu"):

@@ -40,13 +40,9 @@ class TrackedGradients(GradientCombiner):
     def __init__(
         self,
         tasks: TaskSet,
-        *,
-        name: str,
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         self.register_buffer("tracked", None)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 

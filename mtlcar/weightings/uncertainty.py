@@ -1,6 +1,6 @@
 """Weights from learnt task uncertainties."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,9 @@ class Uncertainty(LossWeighting):
     def __init__(
         self,
         tasks: TaskSet,
-        *,
-        name: str = "uncertainty",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         k = [1.0 if task.kind == "classification" else 0.5 for task in tasks]
         self.register_buffer("k", torch.tensor(k), persistent=False)
         # One task is not weighted, and a parameter that no loss reaches would stop DDP.

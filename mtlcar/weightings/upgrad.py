@@ -1,7 +1,6 @@
 """UPGrad: every task's gradient, moved as little as no conflict demands."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,13 +35,9 @@ class UPGrad(SolvedWeighting):
     def __init__(
         self,
         tasks: TaskSet,
-        *,
-        name: str = "upgrad",
-        level: str = "parameters",
-        weights: Mapping[str, float] | None = None,
-        normalize: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(tasks, name=name, level=level, weights=weights, normalize=normalize)
+        super().__init__(tasks, **common)
         self.register_buffer("supports", all_supports(len(tasks)), persistent=False)
         self.supports: Tensor
 
