@@ -15,8 +15,11 @@ from omegaconf import DictConfig
 
 from mtlcar.architectures.base import Architecture
 from mtlcar.architectures.cost import Cost, cost
+from mtlcar.backbones.base import BackboneFactory
 from mtlcar.data.datamodule import MultiTaskData, make_augment, plain
 from mtlcar.errors import UserError, did_you_mean
+from mtlcar.heads.base import HeadFactory, SameKind
+from mtlcar.heads.per_task import PerTask
 from mtlcar.metrics.tasks import TaskMetrics
 from mtlcar.module import MultiTaskModule, refuse_impossible
 from mtlcar.tasks import TaskSet
@@ -56,10 +59,20 @@ def build_data(cfg: DictConfig) -> MultiTaskData:
 
 
 def build_architecture(cfg: DictConfig, trained: TaskSet) -> Architecture:
-    backbone = make(cfg.backbone, image_size=cfg.data.image_size)
-    head = factory(cfg.head)
+    size = cfg.data.image_size
+    backbone = BackboneFactory(lambda: make(cfg.backbone, image_size=size), size)
+    head = head_factory(cfg.head, trained)
     architecture: Architecture = make(cfg.architecture, tasks=trained, backbone=backbone, head=head)
     return architecture
+
+
+def head_factory(node: DictConfig, tasks: TaskSet) -> HeadFactory:
+    """What makes the heads of `tasks`: one kind for all, or each its own."""
+    if node._target_ != f"{PerTask.__module__}.{PerTask.__qualname__}":
+        return SameKind(factory(node))
+    heads: PerTask = make(node)
+    heads.check(tasks.names)
+    return heads
 
 
 def build(cfg: DictConfig, data: MultiTaskData | None = None) -> Parts:

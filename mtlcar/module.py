@@ -28,12 +28,15 @@ def refuse_impossible(architecture: Architecture, weighting: Weighting) -> None:
         return
     at = f"weighting={weighting.name} at weighting.level={weighting.level}"
     others = [level for level in weighting.levels if level != weighting.level]
-    if weighting.needs_bottleneck and not architecture.has_bottleneck:
+    concatenated = weighting.takes_concatenated and architecture.concatenates
+    if weighting.needs_bottleneck and not architecture.has_bottleneck and not concatenated:
         possible = ", ".join(architectures_with(lambda c: c.has_bottleneck))
         remedy = f", or weighting.level={others[0]}" if others else ""
+        if weighting.takes_concatenated:
+            remedy = ", or heads that all take the same (head=per_task mixes maps and vectors here)"
         raise UserError(
             f"{at} needs an architecture in which all sharing passes through one tensor: {possible}. "
-            f"{type(architecture).__name__} has none. Choose architecture={possible.split(', ')[0]}{remedy}."
+            f"architecture={architecture.name} has none. Choose architecture={possible.split(', ')[0]}{remedy}."
         )
     if weighting.needs_bottleneck and not any(p.requires_grad for p in architecture.backbone.parameters()):
         remedy = f" or choose weighting.level={others[0]}" if others else ""
@@ -147,7 +150,7 @@ class MultiTaskModule(LightningModule):
             shared=all_shared,
             private=private,
             above=above,
-            bottleneck=shared.bottleneck,
+            bottleneck=shared.concatenated if shared.bottleneck is None else shared.bottleneck,
             extra=shared.extra_loss,
             world=world,
             last=last,
@@ -177,6 +180,7 @@ class MultiTaskModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._parameters_of_step = None  # a callback may have frozen or unfrozen some
+        self.architecture.begin_epoch(self.current_epoch, self.trainer.max_epochs or 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.is_last_batch:  # not in on_train_epoch_end: callbacks that write the epoch's row come before it
@@ -198,11 +202,10 @@ class MultiTaskModule(LightningModule):
             shared = list(dict.fromkeys(p for p in self.architecture.shared_parameters() if p.requires_grad))
             shared_ids = {id(p) for p in shared}
             trainable = [p for p in self.architecture.parameters() if p.requires_grad]
-            below = {id(p) for p in self.architecture.backbone.parameters()}
             self._parameters_of_step = (
                 shared,
                 [p for p in trainable if id(p) not in shared_ids],
-                [p for p in trainable if id(p) not in below],
+                list(self.architecture.above_bottleneck()),
             )
         return self._parameters_of_step
 

@@ -1,85 +1,33 @@
 """Architectures: the papers' counts and equations, and exactly what the tasks share."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from mtlcar.architectures.base import Architecture
 from mtlcar.architectures.cost import cost
 from mtlcar.architectures.task_graph import parents
 from mtlcar.errors import UserError
 from mtlcar.tasks import Task, TaskSet
+from tests.networks import CARS, CONF, MAKE, MODEL, PAIR, STEEL, WEIGHT, build, losses, node, targets
 
-CONF = Path(__file__).parent.parent / "conf"
 # Every yaml of conf/architecture: the tests over it hold for any architecture.
 TABLE = ("single", "parallel", "cascade")
+HEADS = ("linear", "mlp", "conv", "mixed")
 FEEDS = ("logits", "softmax", "hidden", "label")
 COMBINES = ("concat", "add", "gate")
-
-MAKE = Task("make", "classification", classes=("a", "b"))
-MODEL = Task("model", "classification", classes=("x", "y", "z"), parent="make")
-WEIGHT = Task("weight", "regression", unit="kg")
-CARS = TaskSet((MAKE, MODEL, WEIGHT), {"model": (0, 0, 1)})
-PAIR = TaskSet((MAKE, MODEL), {"model": (0, 0, 1)})
-STEEL = TaskSet((Task("class", "classification", classes=("p", "q", "r")), Task("hardness", "regression", unit="HV")))
-
-
-def node(group: str, name: str, **changes: object) -> object:
-    return OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), changes)
-
-
-def build(
-    architecture: str,
-    tasks: TaskSet = CARS,
-    *,
-    head: str = "linear",
-    backbone: str = "tiny",
-    size: int = 32,
-    dropout: float = 0.0,
-    frozen: int = 0,
-    **options: object,
-) -> Architecture:
-    torch.manual_seed(0)
-    small = {} if head == "linear" else {"hidden": 6}
-    trunk = instantiate(node("backbone", backbone, frozen_stages=frozen), _partial_=True)(image_size=size)
-    factory = instantiate(node("head", head, dropout=dropout, **small), _partial_=True)
-    return instantiate(node("architecture", architecture, **options), _partial_=True)(
-        tasks=tasks, backbone=trunk, head=factory
-    )
-
-
-def targets(tasks: TaskSet, batch: int) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(1)
-    return {
-        t.name: torch.randint(t.outputs, (batch,), generator=g) if t.classes else torch.randn(batch, generator=g)
-        for t in tasks
-    }
-
-
-def losses(architecture: Architecture, image: Tensor) -> list[Tensor]:
-    target = targets(architecture.tasks, len(image))
-    outputs = architecture(image, target).outputs
-    return [
-        nn.functional.cross_entropy(outputs[t.name], target[t.name])
-        if t.classes
-        else nn.functional.mse_loss(outputs[t.name], target[t.name])
-        for t in architecture.tasks
-    ]
 
 
 def options() -> list[object]:
     rows: list[object] = [
         pytest.param(a, h, b, {}, id=f"{a}-{h}-{b}")
-        for a, h, b in itertools.product(("single", "parallel"), ("linear", "mlp", "conv"), ("tiny", "vit_tiny"))
+        for a, h, b in itertools.product(("single", "parallel"), HEADS, ("tiny", "vit_tiny"))
     ]
-    for feed, detach, combine, head in itertools.product(FEEDS, (False, True), COMBINES, ("linear", "mlp", "conv")):
+    for feed, detach, combine, head in itertools.product(FEEDS, (False, True), COMBINES, HEADS):
         if feed == "hidden" and head == "linear":
             continue
         backbone = "vit_tiny" if combine == "gate" else "tiny"
@@ -112,6 +60,42 @@ def test_shared_parameters_are_those_that_two_losses_reach_and_none_is_idle(
     names = {id(p): n for n, p in trainable.items()}
     assert {names[id(p)] for p in shared} == {n for n, count in reached.items() if count > 1}
     assert [n for n, yes in moved.items() if not yes] == []
+    assert_above_is_what_lies_between(network)
+
+
+def assert_above_is_what_lies_between(network: Architecture) -> None:
+    shared = network(torch.randn(6, 3, 32, 32), targets(network.tasks, 6))
+    between = shared.concatenated if shared.bottleneck is None else shared.bottleneck
+    assert (shared.bottleneck is not None) == (network.has_bottleneck or network.name == "single")
+    assert (shared.concatenated is not None) == network.concatenates
+    if between is None:
+        return
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    below = torch.autograd.grad(between.sum(), trainable, allow_unused=True)
+    expected = {id(p) for p, g in zip(trainable, below, strict=True) if g is None}
+    above = [id(p) for p in network.above_bottleneck()]
+    assert len(set(above)) == len(above)
+    assert set(above) == expected
+
+
+@pytest.mark.parametrize("tasks", [PAIR, CARS], ids=["one vector head", "two vector heads"])
+@pytest.mark.parametrize(("name", "more"), [("parallel", {}), ("cascade", {}), ("cascade", {"detach": True})])
+def test_the_poolings_own_layers_belong_to_the_heads_that_take_the_vector(
+    name: str, more: dict, tasks: TaskSet
+) -> None:
+    # ConvNeXt's last norm: above the bottleneck where another head takes the map, and private if only one needs it.
+    network = build(name, tasks, head="mixed", backbone="convnext_tiny", **more).train()
+    norm = {n for n, _ in network.named_parameters() if n.startswith("backbone.pooling")}
+    assert len(norm) == 2
+    trainable = dict(network.named_parameters())
+    reached = dict.fromkeys(trainable, 0)
+    for loss in losses(network, torch.randn(4, 3, 64, 64)):
+        grads = torch.autograd.grad(loss, list(trainable.values()), retain_graph=True, allow_unused=True)
+        for key, grad in zip(trainable, grads, strict=True):
+            reached[key] += grad is not None
+    shared = {id(p) for p in network.shared_parameters()}
+    assert {n for n, p in trainable.items() if id(p) in shared} == {n for n, c in reached.items() if c > 1}
+    assert norm <= {n for n, p in trainable.items() if id(p) in {id(q) for q in network.above_bottleneck()}}
 
 
 def test_every_yaml_has_a_row() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from mtlcar.errors import UserError
 from mtlcar.heads.base import Head
+from mtlcar.heads.per_task import PerTask
+from mtlcar.tasks import Task
 
 CONF = Path(__file__).parent.parent / "conf" / "head"
 
@@ -29,7 +32,7 @@ def taken(head: Head, batch: int, features: int, side: int = 4) -> Tensor:
 
 
 def test_every_yaml_has_a_row_and_its_defaults_are_the_papers() -> None:
-    assert sorted(p.stem for p in CONF.glob("*.yaml")) == sorted(TABLE)
+    assert sorted(p.stem for p in CONF.glob("*.yaml")) == sorted([*TABLE, "per_task"])
     for name, (takes, hidden, dropout) in TABLE.items():
         head = build(name, 8, 3)
         assert (head.takes, head.has_hidden, head.name) == (takes, hidden, name)
@@ -106,3 +109,47 @@ def test_a_map_without_extent_is_refused_with_a_way_out() -> None:
     head(torch.randn(1, 8, 2, 2))
     with pytest.raises(UserError, match="head=mlp"):
         head(torch.randn(1, 8, 1, 1))
+
+
+# --- a kind for each task ---------------------------------------------------------------------------------------------
+
+CLASS = Task("class", "classification", classes=("p", "q", "r"))
+HARDNESS = Task("hardness", "regression", unit="HV")
+
+
+def per_task(**changes: object) -> PerTask:
+    heads = instantiate(OmegaConf.merge(OmegaConf.load(CONF / "per_task.yaml"), changes), _convert_="all")
+    assert isinstance(heads, PerTask)
+    return heads
+
+
+def test_tasks_get_the_kinds_and_options_they_are_given() -> None:
+    heads = per_task(kinds={"hardness": "mlp"}, options={"hardness": {"hidden": 7, "dropout": 0.2}}, dropout=0.4)
+    first, second = heads(CLASS, 16), heads(HARDNESS, 16, 2)
+    assert (first.name, second.name) == ("linear", "mlp")
+    assert (first.output.out_features, second.output.out_features) == (3, 1)
+    assert second.output.in_features == 7
+    assert [m.p for h in (first, second) for m in h.modules() if isinstance(m, nn.Dropout)] == [0.4, 0.2]
+    assert second(torch.randn(2, 16), torch.randn(2, 2)).shape == (2, 1)
+    assert per_task(kinds={"hardness": "mlp"})(HARDNESS, 16).layers[-1].p == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"default": "liner"}, "head.default should be one of conv, linear, mlp. Found 'liner'. Did you mean 'linear'"),
+        ({"kinds": {"class": "per_task"}}, "head.kinds.class should be one of"),
+        ({"kinds": {"hardnes": "mlp"}}, "head.kinds names 'hardnes', which is no task here. Did you mean 'hardness'"),
+        ({"options": {"clas": {"hidden": 3}}}, "head.options names 'clas'"),
+        ({"options": {"class": {"hidden": 3}}}, "head.options.class.hidden: head=linear has no such option"),
+        ({"dropout": 1.5}, "head.dropout should be"),
+    ],
+)
+def test_impossible_kinds_and_options_are_named(changes: dict, says: str) -> None:
+    def use() -> None:
+        heads = per_task(**changes)
+        heads.check(("class", "hardness"))
+        heads(CLASS, 4)
+
+    with pytest.raises((UserError, InstantiationException), match=says):
+        use()

@@ -35,6 +35,13 @@ class Row:
 
 TRACKED = ("parameters",)
 
+
+def first_of_two(n1: float, n2: float) -> tuple[float, float]:
+    """The hull's point nearest to zero for norms n1, n2 and cosine -1/2."""
+    first = (n2 * n2 + n1 * n2 / 2) / (n1 * n1 + n2 * n2 + n1 * n2)
+    return first, 1 - first
+
+
 ROWS = {
     # functions of the losses
     "equal": Row((1.0, 1.0), levels=()),
@@ -48,6 +55,10 @@ ROWS = {
     "famo": Row((2 / 2.7, 0.7 / 2.7), levels=()),  # z = 1/2: proportional to 1/L
     # functions of the Gramian
     "mgda": Row((2 / 7, 5 / 7)),  # (G_22 - G_12) / (G_11 + G_22 - 2 G_12)
+    # the same with gradients divided by L, L n and n: their norms are 20/7 and 1/2; 10/7 and 1/2; 1 and 1
+    "mgda_loss": Row(first_of_two(20 / 7, 1 / 2)),
+    "mgda_loss_plus": Row(first_of_two(10 / 7, 1 / 2)),
+    "mgda_l2": Row((0.5, 0.5)),
     "pcgrad": Row((1.25, 2.0), permutes=False),  # c_1 = (1, 1/1), c_2 = (1/4, 1)
     "gradvac": Row((1.25, 2.0), permutes=False),  # the first call is pcgrad's
     "imtl": Row((1 / 3, 2 / 3)),  # (n_2, n_1) / (n_1 + n_2)

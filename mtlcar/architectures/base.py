@@ -18,25 +18,35 @@ class Shared:
         outputs: task -> logits [B, classes] or standardised value [B].
         bottleneck: the one tensor [B, ...] through which all sharing passes, or None where there is none.
         extra_loss: None or a scalar the architecture adds to the objective (an entropy term of a gate, say).
+        concatenated: where there is no bottleneck, what the heads take, one task's after the other's along the batch
+            [T B, ...]; None where heads take different things.
     """
 
     outputs: dict[str, Tensor]
     bottleneck: Tensor | None = None
     extra_loss: Tensor | None = None
+    concatenated: Tensor | None = None
 
 
 class Architecture(nn.Module, ABC):
     """Image -> what each task's head says.
 
     Attributes:
+        name: the method's name, for messages and tables.
         tasks: the tasks it trains, in order: the losses [T] have this order.
-        backbone: its trunk; where there is a bottleneck, that is what the trunk gives.
+        backbone: its trunk, or the first of them; where there is a bottleneck, that is what the trunk gives.
+        heads: a head a task, in order. A list and not a dict: ModuleDict refuses names that nn.Module has itself,
+            `type` among them.
         has_bottleneck: whether all sharing passes through one tensor.
+        concatenates: whether a forward pass gives `Shared.concatenated`.
     """
 
+    name: str
     tasks: TaskSet
     backbone: StagedBackbone
+    heads: nn.ModuleList
     has_bottleneck: bool = False
+    concatenates: bool = False
 
     @abstractmethod
     def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:
@@ -45,3 +55,19 @@ class Architecture(nn.Module, ABC):
     @abstractmethod
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the losses of at least two tasks reach, frozen ones left out."""
+
+    @abstractmethod
+    def above_bottleneck(self) -> Iterator[nn.Parameter]:
+        """The trainable parameters between the losses and `Shared.bottleneck`, or `Shared.concatenated`."""
+
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """What `trainer.compile` compiles: modules that lie wholly below the bottleneck and the heads, each called as a
+        whole."""
+        yield self.backbone
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before epoch `epoch` of 0..epochs-1, for what follows a schedule."""
+
+    def pruned(self) -> "Architecture":
+        """The same network without what evaluation does not use, for export; `self` where everything is used."""
+        return self

@@ -7,10 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from mtlcar.architectures.base import Architecture, Shared
-from mtlcar.architectures.common import as_output, freeze_unused_pooling, represent, trainable, typed
+from mtlcar.architectures.common import (
+    above_trunk,
+    as_output,
+    freeze_unused_pooling,
+    head_inputs,
+    pooling_parameters,
+    several,
+    trainable,
+    typed,
+)
 from mtlcar.architectures.feed import Combine, Feed, Join, fed_value, fed_width
 from mtlcar.architectures.task_graph import parents
-from mtlcar.backbones.base import StagedBackbone
+from mtlcar.backbones.base import BackboneFactory
 from mtlcar.errors import UserError
 from mtlcar.heads.base import Head, HeadFactory
 from mtlcar.tasks import TaskSet
@@ -37,7 +46,7 @@ class Cascade(Architecture):
         self,
         *,
         tasks: TaskSet,
-        backbone: StagedBackbone,
+        backbone: BackboneFactory,
         head: HeadFactory,
         name: str = "cascade",
         order: Sequence[Sequence[str]] | None = None,
@@ -49,35 +58,32 @@ class Cascade(Architecture):
         for key, value, choices in (("feed", feed, get_args(Feed)), ("combine", combine, get_args(Combine))):
             if value not in choices:
                 raise UserError(f"architecture.{key} should be one of {', '.join(choices)}. Found {value!r}.")
-        if len(tasks) < 2:
-            raise UserError(
-                f"architecture=cascade needs at least two tasks; here is {tasks.names[0]} alone. "
-                "Use architecture=single, or another label_transform or data.levels."
-            )
+        several("cascade", tasks)
         self.name = name
         self.tasks = tasks
         self.feed: Feed = feed
         self.detach = detach
-        self.backbone = backbone
+        self.backbone = backbone()
+        features = self.backbone.features
         self.parents = parents(tasks, order)
         self.feeding = tuple(n for n in tasks.names if any(n in p for p in self.parents.values()))
         heads: dict[str, Head] = {}
         joins: dict[str, Join] = {}
         for child, above in self.parents.items():
             width = sum(fed_width(tasks[p], heads[p], feed) for p in above)
-            joins[child] = Join(combine if above else "concat", backbone.features, width)
-            heads[child] = head(backbone.features, tasks[child].outputs, extra_features=joins[child].extra_features)
+            joins[child] = Join(combine if above else "concat", features, width)
+            heads[child] = head(tasks[child], features, extra_features=joins[child].extra_features)
         self._check_feed(heads)
-        freeze_unused_pooling(backbone, list(heads.values()))
-        # Lists and not dicts: ModuleDict refuses names that nn.Module has itself, `type` among them.
+        freeze_unused_pooling(self.backbone, list(heads.values()))
         self.heads = nn.ModuleList(heads[n] for n in tasks.names)
         self.joins = nn.ModuleList(joins[n] for n in tasks.names)
 
     def _check_feed(self, heads: dict[str, Head]) -> None:
-        if self.feed == "hidden" and not heads[self.feeding[0]].has_hidden:
+        bare = [n for n in self.feeding if not heads[n].has_hidden]
+        if self.feed == "hidden" and bare:
             raise UserError(
-                "architecture.feed=hidden needs a head with a hidden layer: with head=linear the child would get the "
-                "features that it has anyway. Use head=mlp or head=conv, or another feed."
+                f"architecture.feed=hidden needs a head with a hidden layer: the linear one of {bare[0]} would hand on "
+                "the features that its child has anyway. Use head=mlp or head=conv, or another feed."
             )
         values = [n for n in self.feeding if self.tasks[n].kind == "regression"]
         if self.feed == "label" and values:
@@ -86,18 +92,27 @@ class Cascade(Architecture):
                 "or an architecture.order in which it feeds nothing."
             )
 
+    def _reached(self, task: str, passes: bool) -> set[str]:
+        """The tasks whose heads the loss of `task` reaches, itself among them."""
+        found = {task}
+        if passes:
+            for parent in self.parents[task]:
+                found |= self._reached(parent, passes)
+        return found
+
     def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:
         forcing = self.feed == "label" and self.training
         if forcing and targets is None:
             raise ValueError("architecture.feed=label needs the targets in training.")
         heads = typed(self.heads)
-        bottleneck = represent(self.backbone, heads[0], image)
-        x = heads[0].input_dropout(bottleneck)
+        bottleneck, inputs = head_inputs(self.backbone, heads, self.backbone(image)[-1])
         outputs: dict[str, Tensor] = {}
         fed: dict[str, Tensor] = {}
         for name, above in self.parents.items():
             i = self.tasks.names.index(name)
-            features, extra = self.joins[i](x, torch.cat([fed[p] for p in above], 1)) if above else (x, None)
+            features, extra = (
+                self.joins[i](inputs[i], torch.cat([fed[p] for p in above], 1)) if above else (inputs[i], None)
+            )
             hidden = heads[i].hidden(features, extra)
             raw = heads[i].output(hidden)
             task = self.tasks[name]
@@ -110,10 +125,19 @@ class Cascade(Architecture):
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The backbone; and, where the gradient passes, what lies in the heads that feed others."""
-        yield from trainable([self.backbone])
-        if self.detach or self.feed == "label":
+        passes = not self.detach and self.feed != "label"
+        pooled = [
+            any(typed(self.heads)[self.tasks.names.index(n)].takes == "vector" for n in self._reached(t, passes))
+            for t in self.tasks.names
+        ]
+        private = {id(p) for p in pooling_parameters(self.backbone)} if sum(pooled) < 2 else set()
+        yield from (p for p in trainable([self.backbone]) if id(p) not in private)
+        if not passes:
             return
         for name in self.feeding:
             i = self.tasks.names.index(name)
             beyond = set(typed(self.heads)[i].output.parameters()) if self.feed == "hidden" else set()
             yield from (p for p in trainable([self.joins[i], self.heads[i]]) if p not in beyond)
+
+    def above_bottleneck(self) -> Iterator[nn.Parameter]:
+        return above_trunk(self)

@@ -5,8 +5,17 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from mtlcar.architectures.base import Architecture, Shared
-from mtlcar.architectures.common import as_output, freeze_unused_pooling, represent, trainable, typed
-from mtlcar.backbones.base import StagedBackbone
+from mtlcar.architectures.common import (
+    above_trunk,
+    as_output,
+    freeze_unused_pooling,
+    head_inputs,
+    make_heads,
+    pooling_parameters,
+    trainable,
+    typed,
+)
+from mtlcar.backbones.base import BackboneFactory
 from mtlcar.heads.base import HeadFactory
 from mtlcar.tasks import TaskSet
 
@@ -20,25 +29,31 @@ class Parallel(Architecture):
 
     has_bottleneck = True
 
-    def __init__(self, *, tasks: TaskSet, backbone: StagedBackbone, head: HeadFactory, name: str = "parallel") -> None:
+    def __init__(self, *, tasks: TaskSet, backbone: BackboneFactory, head: HeadFactory, name: str = "parallel") -> None:
         super().__init__()
         self.name = name
         self.tasks = tasks
-        self.backbone = backbone
-        # A list and not a dict: ModuleDict refuses names that nn.Module has itself, `type` among them.
-        heads = [head(backbone.features, task.outputs) for task in tasks]
-        freeze_unused_pooling(backbone, heads)
+        self.backbone = backbone()
+        heads = make_heads(tasks, head, self.backbone.features)
+        freeze_unused_pooling(self.backbone, heads)
         self.heads = nn.ModuleList(heads)
 
     def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:
         heads = typed(self.heads)
-        bottleneck = represent(self.backbone, heads[0], image)
-        x = heads[0].input_dropout(bottleneck)
+        bottleneck, inputs = head_inputs(self.backbone, heads, self.backbone(image)[-1])
         outputs = {
             task.name: as_output(task, head.output(head.hidden(x)))
-            for task, head in zip(self.tasks, heads, strict=True)
+            for task, head, x in zip(self.tasks, heads, inputs, strict=True)
         }
         return Shared(outputs, bottleneck)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
-        return trainable([self.backbone] if len(self.tasks) > 1 else [])
+        if len(self.tasks) < 2:
+            return
+        # The pooling belongs to the heads that take the vector; one alone has it to itself.
+        own = sum(head.takes == "vector" for head in typed(self.heads)) < 2
+        private = {id(p) for p in pooling_parameters(self.backbone)} if own else set()
+        yield from (p for p in trainable([self.backbone]) if id(p) not in private)
+
+    def above_bottleneck(self) -> Iterator[nn.Parameter]:
+        return above_trunk(self)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from mtlcar.architectures.base import Architecture, Shared
-from mtlcar.architectures.common import as_output, freeze_unused_pooling, represent, typed
-from mtlcar.backbones.base import StagedBackbone
+from mtlcar.architectures.common import above_trunk, as_output, freeze_unused_pooling, make_heads, represent, typed
+from mtlcar.backbones.base import BackboneFactory
 from mtlcar.heads.base import HeadFactory
 from mtlcar.tasks import TaskSet
 
@@ -25,7 +25,7 @@ class Single(Architecture):
         self,
         *,
         tasks: TaskSet,
-        backbone: StagedBackbone,
+        backbone: BackboneFactory,
         head: HeadFactory,
         name: str = "single",
         task: str | None = None,
@@ -34,15 +34,18 @@ class Single(Architecture):
         self.name = name
         chosen = tasks.finest() if task is None else tasks[task]
         self.tasks = tasks.subset([chosen.name])
-        self.backbone = backbone
-        heads = [head(backbone.features, chosen.outputs)]
-        freeze_unused_pooling(backbone, heads)
+        self.backbone = backbone()
+        heads = make_heads(self.tasks, head, self.backbone.features)
+        freeze_unused_pooling(self.backbone, heads)
         self.heads = nn.ModuleList(heads)
 
     def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:
         task, head = self.tasks[0], typed(self.heads)[0]
-        bottleneck = represent(self.backbone, head, image)
+        bottleneck = represent(self.backbone, head, self.backbone(image)[-1])
         return Shared({task.name: as_output(task, head(bottleneck))}, bottleneck)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return iter(())
+
+    def above_bottleneck(self) -> Iterator[nn.Parameter]:
+        return above_trunk(self)

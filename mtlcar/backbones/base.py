@@ -1,6 +1,7 @@
 """The one shape every trunk has: an image goes in, one feature map per stage comes out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ class StagedBackbone(nn.Module, ABC):
 
     Attributes:
         stages: K modules; stage k maps the map of stage k - 1 (the image for k = 0) to its own.
-        channels: channels of each stage's map.
+        channels: channels of each stage's map, those of dropped stages included.
+        first_stage: the number of the first stage it still has: 0, unless `drop_first` took some away.
         mean, std: the input normalisation its weights expect, per RGB channel on the 0..1 scale.
         grid: whether the last map is a grid of more than one position at usual image sizes (tokens count).
 
@@ -23,6 +25,12 @@ class StagedBackbone(nn.Module, ABC):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     grid: bool = True
+    first_stage: int = 0
+
+    @property
+    def depth(self) -> int:
+        """K, dropped stages included."""
+        return self.first_stage + len(self.stages)
 
     @property
     def features(self) -> int:
@@ -37,13 +45,44 @@ class StagedBackbone(nn.Module, ABC):
             maps.append(x)
         return maps
 
+    def stage(self, k: int) -> nn.Module:
+        """Stage k of 0..K-1, counted as in the whole trunk."""
+        return self.stages[k - self.first_stage]
+
+    def through(self, x: Tensor, start: int, stop: int | None = None) -> Tensor:
+        """The image, or the map of stage `start` - 1, -> the map of stage `stop` - 1 (None: the last)."""
+        for k in range(start, self.depth if stop is None else stop):
+            x = self.stage(k)(x)
+        return x
+
+    def drop_first(self, n: int) -> None:
+        """Give up the first n stages, for a copy that takes another trunk's map n - 1 in."""
+        self.stages = self.stages[n:]
+        self.first_stage += n
+
     @abstractmethod
     def pool(self, feature_map: Tensor) -> Tensor:
         """Last stage's map [B, C, H, W] -> representation [B, D], as the library's own network pools it."""
 
     def param_groups(self) -> list[list[nn.Parameter]]:
         """The parameters by depth, input side first, one list a stage; for layer-wise learning rates."""
-        return [list(stage.parameters()) for stage in self.stages]
+        return [[] for _ in range(self.first_stage)] + [list(stage.parameters()) for stage in self.stages]
+
+
+class BackboneFactory:
+    """Makes trunks of one kind: each call builds one of its own, with the same pretrained weights if there are any and
+    with other random ones if not.
+
+    Attributes:
+        image_size: pixels S of the images [B, 3, S, S].
+    """
+
+    def __init__(self, make: Callable[[], StagedBackbone], image_size: int) -> None:
+        self.make = make
+        self.image_size = image_size
+
+    def __call__(self) -> StagedBackbone:
+        return self.make()
 
 
 class GlobalAveragePool(nn.Module):

@@ -151,6 +151,11 @@ class CutBackbone(StagedBackbone):
             part.eval()
         return self
 
+    def drop_first(self, n: int) -> None:
+        super().drop_first(n)
+        own = {id(m) for m in self.modules()}
+        self.frozen = tuple(part for part in self.frozen if id(part) in own)
+
     def param_groups(self) -> list[list[nn.Parameter]]:
         """One list a stage, input side first; the pooling's layers go with the last stage."""
         groups = super().param_groups()

@@ -91,7 +91,7 @@ class Network:
 
     def trunk(self) -> Tensor:
         image = self.rig.module._layout(self.rig.batch["image"])
-        return represent(self.architecture.backbone, self.architecture.heads[0], image)
+        return represent(self.architecture.backbone, self.architecture.heads[0], self.architecture.backbone(image)[-1])
 
     def loss(self, i: int, features: Tensor) -> Tensor:
         """The loss of task i, a scalar with a graph of its own above the features."""

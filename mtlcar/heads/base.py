@@ -1,11 +1,13 @@
 """One task's layers above what the tasks share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
 from mtlcar.errors import UserError
+from mtlcar.tasks import Task
 
 
 class Head(nn.Module, ABC):
@@ -35,9 +37,23 @@ class Head(nn.Module, ABC):
 
 
 class HeadFactory(Protocol):
-    """What a yaml of the group `head` gives with `_partial_`; `extra_features` is the width E of `extra`."""
+    """Makes the head of a task; `extra_features` is the width E of `extra`."""
 
-    def __call__(self, in_features: int, out_features: int, extra_features: int = 0) -> Head: ...
+    def __call__(self, task: Task, in_features: int, extra_features: int = 0) -> Head: ...
+
+
+class SameKind:
+    """A `HeadFactory` of one kind of head for all tasks.
+
+    Args:
+        make: (in_features, out_features, extra_features=...) -> head; a yaml of the group `head` with `_partial_`.
+    """
+
+    def __init__(self, make: Callable[..., Head]) -> None:
+        self.make = make
+
+    def __call__(self, task: Task, in_features: int, extra_features: int = 0) -> Head:
+        return self.make(in_features, task.outputs, extra_features=extra_features)
 
 
 def checked_dropout(p: float) -> float:

@@ -80,6 +80,9 @@ class Weighting(nn.Module, Callback, ABC):
     reads_weights: ClassVar[bool] = False
     constant: ClassVar[bool] = False
     """Whether the weights are the same in every step."""
+    takes_concatenated: ClassVar[bool] = False
+    """Whether representation level also works without a bottleneck, on the representations of all tasks one after the
+    other along the batch."""
     replicated: ClassVar[tuple[str, ...]] = ()
     """Large buffers that are the same on all processes without being sent around."""
 

@@ -22,6 +22,10 @@ class GradDrop(RandomWeighting, GradientCombiner):
         keep_t = 1 where s_t > 0 and p > U, or s_t < 0 and p <= U; U uniform in [0, 1)
         d = sum_t (leak_t + (1 - leak_t) keep_t) g_t
 
+    Where every task has its own representation z_t and no bottleneck (cross-stitch, mixtures of experts), z is all of
+    them one after the other along the batch [T B, D]: s_t then is the sum over z_t, and feature by feature the tasks'
+    representations compete, as in LibMTL.
+
     The paper's f(p) is the identity. Where s_t = 0, as at a feature that is 0 in the whole batch, only the leak stays.
     What is logged is the share of each task's features that was kept, leak included, in [0, 1]; these are no weights,
     and `normalize` changes nothing.
@@ -41,6 +45,7 @@ class GradDrop(RandomWeighting, GradientCombiner):
     """
 
     levels: ClassVar[tuple[str, ...]] = ("representation",)
+    takes_concatenated: ClassVar[bool] = True
 
     def __init__(
         self,

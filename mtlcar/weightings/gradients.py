@@ -34,7 +34,8 @@ class Step:
         shared: trainable parameters that several losses reach.
         private: the other trainable parameters of the architecture.
         above: trainable parameters between the bottleneck and the losses.
-        bottleneck: the tensor [B, ...] through which all sharing passes, or None.
+        bottleneck: the tensor [B, ...] through which all sharing passes; where there is none, the tasks' own
+            representations one after the other along the batch, or None.
         extra: None or a scalar regulariser of the architecture, no part of what is balanced.
         world: processes that share the batch.
         last: whether the optimiser steps after this micro-batch.
