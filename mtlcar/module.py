@@ -11,6 +11,7 @@ from torch import Tensor
 from mtlcar.architectures.base import Architecture, Shared
 from mtlcar.config import architectures_with
 from mtlcar.errors import UserError
+from mtlcar.exact import exact
 from mtlcar.finite import FiniteState
 from mtlcar.label_transforms.base import LabelTransform
 from mtlcar.losses import TaskLosses
@@ -214,8 +215,8 @@ class MultiTaskModule(LightningModule):
         outputs = self.architecture(self._layout(batch["image"])).outputs
         encoded = self.label_transform.encode(target)
         counts = self.losses.counts(encoded)
-        exact = torch.float32 if counts.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        sums = torch.stack([self.losses(outputs, encoded).to(exact) * counts, counts.to(exact)])
+        wide = exact(counts.device)
+        sums = torch.stack([self.losses(outputs, encoded).to(wide) * counts, counts.to(wide)])
         self._loss_sums = sums if self._loss_sums is None else self._loss_sums + sums
         predictions, scores = self.decode(outputs)
         metrics.update(predictions, target, scores)

@@ -6,6 +6,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from mtlcar.exact import exact
 from mtlcar.weightings.base import Applied
 
 
@@ -49,7 +50,7 @@ class StepMeans:
         now = torch.stack([torch.where(seen, now, 0.0), seen.float()])
         if self.sums is None or names != self.names:
             self.names = names
-            self.sums = torch.zeros_like(now, dtype=torch.float32 if now.device.type == "mps" else torch.float64)
+            self.sums = torch.zeros_like(now, dtype=exact(now.device))
         self.sums += now
 
     def take(self, add_up: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

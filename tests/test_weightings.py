@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mtlcar.errors import UserError
 from mtlcar.weightings.base import GradientCombiner, GramianWeighting
-from mtlcar.weightings.gradients import BUCKET, LARGE, Step, buckets, combine_rows, gramian
+from mtlcar.weightings.gradients import Step
+from mtlcar.weightings.products import BUCKET, LARGE, buckets, combine_rows, gramian
 from tests.weighting_net import TASKS, Net, X, autograd_of_sum, grads, make
 
 

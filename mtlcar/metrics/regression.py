@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcar.exact import exact
 from mtlcar.metrics.sums import Sums
 
 ERRORS = ("mae", "mse", "rmse", "mape", "r2")
 
-_EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
+_EXACT = exact()
 
 
 class RegressionSums(Sums):

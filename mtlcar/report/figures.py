@@ -17,6 +17,8 @@ MARKERS = "osD^vPX*<>"
 STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)))
 PANELS = 9
 """Most panels of learning curves; the settings with the best last value get one."""
+LEGEND_ROW = 0.24
+"""Inches of one more row of a legend."""
 SHOWN_CELLS = 40
 """Most cells in the figure of test results: more cannot be read."""
 
@@ -132,7 +134,8 @@ def curves_figure(comparison: Comparison, metric: str) -> Figure | None:
     scale = 100.0 if percent(metric) else 1.0
     greys = np.linspace(0.0, 0.55, len(lines))
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", rc=FONTS):
-        figure = Figure(figsize=(max(3.1 * across, 5.0), 2.5 * down + 0.7), dpi=120, layout="constrained")
+        height = 2.5 * down + 0.7 + LEGEND_ROW * (math.ceil(len(lines) / 4) - 1)
+        figure = Figure(figsize=(max(3.1 * across, 5.0), height), dpi=120, layout="constrained")
         axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
         for ax, panel in zip(axes, panels, strict=False):
             for i, line in enumerate(lines):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtlcar.exact import exact
+
 
 @dataclass
 class Geometry:
@@ -35,7 +37,7 @@ class Geometry:
 
 def wide(x: Tensor) -> Tensor:
     """float64, where the device has it (Apple's GPUs do not)."""
-    return x.float() if x.device.type == "mps" else x.double()
+    return x.to(exact(x.device))
 
 
 def geometry(gramian: Tensor, losses: Tensor) -> Geometry:

@@ -31,17 +31,9 @@ from torch import Tensor, nn
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.tasks import TaskSet
 from mtlcar.weightings.algebra import Geometry, geometry
-from mtlcar.weightings.gradients import (
-    Step,
-    TaskGradients,
-    bottleneck_gradients,
-    combine_rows,
-    enter,
-    flatten,
-    gramian,
-    parameter_gradients,
-)
+from mtlcar.weightings.gradients import Step, TaskGradients, bottleneck_gradients, enter, parameter_gradients
 from mtlcar.weightings.options import flag
+from mtlcar.weightings.products import combine_rows, flatten, gramian
 
 LEVELS = ("parameters", "representation")
 
@@ -210,10 +202,15 @@ class LossWeighting(Weighting):
 
 def whole_batch(step: Step) -> Tensor:
     """The losses [T] of the whole batch, detached: under DDP the mean over the processes."""
-    losses = step.losses.detach().clone()
-    if step.world > 1:
+    return mean_over_processes(step.losses.detach(), step.world)
+
+
+def mean_over_processes(losses: Tensor, world: int) -> Tensor:
+    """A copy of the losses [T], under DDP their mean over the `world` processes."""
+    losses = losses.clone()
+    if world > 1:
         dist.all_reduce(losses)
-        losses /= step.world
+        losses /= world
     return losses
 
 

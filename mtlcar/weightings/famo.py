@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtlcar.tasks import TaskSet
 from mtlcar.weightings.algebra import wide
-from mtlcar.weightings.base import LossWeighting
+from mtlcar.weightings.base import LossWeighting, mean_over_processes
 from mtlcar.weightings.log_losses import log_losses
 from mtlcar.weightings.options import number
 
@@ -109,11 +108,7 @@ class FAMO(LossWeighting):
         ):
             after = pl_module.losses_of(batch)
         self._random = None
-        if trainer.world_size > 1:
-            after = after.clone()
-            dist.all_reduce(after)
-            after /= trainer.world_size
-        self.update(after)
+        self.update(mean_over_processes(after, trainer.world_size))
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcar.exact import exact
 from mtlcar.tasks import TaskSet
 from mtlcar.weightings.algebra import Geometry, is_finite
 from mtlcar.weightings.base import SolvedWeighting
 from mtlcar.weightings.options import number
 
-_EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
+_EXACT = exact()
 FLOOR = 1e-8
 """Least weight before they are rescaled: a task that one step would have turned uphill can come back."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcar.exact import exact
 from mtlcar.tasks import TaskSet
 from mtlcar.weightings.algebra import Geometry, pull_of_the_other
 from mtlcar.weightings.base import SolvedWeighting
@@ -13,7 +14,7 @@ from mtlcar.weightings.draws import RandomWeighting
 from mtlcar.weightings.options import number
 from mtlcar.weightings.pcgrad import random_orders, rounds, summed
 
-_EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
+_EXACT = exact()
 STEEPEST = math.sqrt(1 - 1e-8)
 """Largest |phi| that is aimed at: a correction is at most 1e4 times as long as the gradient that it corrects."""
 

@@ -11,7 +11,8 @@ from mtlcar.errors import UserError
 from mtlcar.tasks import TaskSet
 from mtlcar.weightings.algebra import wide
 from mtlcar.weightings.base import Applied, GradientCombiner, whole_batch
-from mtlcar.weightings.gradients import Step, add_scaled, enter, gramian, move_towards, parameter_gradients
+from mtlcar.weightings.gradients import Step, enter, parameter_gradients
+from mtlcar.weightings.products import add_scaled, gramian, move_towards
 
 
 class TrackedGradients(GradientCombiner):
@@ -19,7 +20,7 @@ class TrackedGradients(GradientCombiner):
 
     Memory: Y is T x P floats for as long as training runs, on the device and in every checkpoint (200 MB for two tasks
     and the 25 million parameters of a ResNet-50). It is updated in place, tensor by tensor in the layout of the
-    gradients, which are gone before their combination is made: nothing else of that size is there at any time.
+    parameters; the gradients are gone before their combination is made: nothing else of that size is there at any time.
 
     Every micro-batch of an accumulated step moves Y and k on: they are an average over batches anyway.
 
