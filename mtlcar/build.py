@@ -14,7 +14,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mtlcar.architectures.base import Architecture
-from mtlcar.architectures.cost import Cost, cost
 from mtlcar.backbones.base import BackboneFactory
 from mtlcar.data.datamodule import MultiTaskData, make_augment, plain
 from mtlcar.errors import UserError, did_you_mean
@@ -48,7 +47,7 @@ class Parts:
     module: MultiTaskModule
     monitor: str
     mode: str
-    cost: Cost
+    image_size: int
 
 
 def build_data(cfg: DictConfig) -> MultiTaskData:
@@ -105,7 +104,7 @@ def build(cfg: DictConfig, data: MultiTaskData | None = None) -> Parts:
         monitor=monitor,
         channels_last=cfg.trainer.channels_last,
     )
-    return Parts(data, module, monitor, mode, cost(architecture, cfg.data.image_size))
+    return Parts(data, module, monitor, mode, cfg.data.image_size)
 
 
 def without_weights(cfg: DictConfig) -> DictConfig:

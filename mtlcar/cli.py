@@ -16,11 +16,14 @@ Overrides are Hydra's: group=choice picks a part, key=value changes one of its k
   mtlcar train -m experiment=paper_a/stanford_cars data.root=DIR
 """
 BENCH_EPILOG = """\
-Steps are interleaved in one process, each next to one under `equal`, on a random batch: no dataset is read.
-ResNet-18, 64 px, batch 16 unless overrides say otherwise; weighting.KEY=VALUE reaches the weightings that have the key.
+Steps are interleaved in one process, each next to one under `equal` (weightings) or of `parallel` (step), on a random
+batch: no dataset is read. ResNet-18, 64 px, batch 16 unless overrides say otherwise; weighting.KEY=VALUE, or
+architecture.KEY=VALUE, reaches those that have the key. `step` also counts parameters and multiply-adds, and times one
+image: all tasks, and each task alone.
 
   mtlcar bench weightings --tasks 2 3 --only pcgrad cagrad
   mtlcar bench weightings --json backbone=resnet50 data.image_size=224 data.batch_size=32
+  mtlcar bench step --only parallel,cascade weighting=uncertainty data.image_size=128
 """
 
 
@@ -68,13 +71,17 @@ def parser() -> argparse.ArgumentParser:
         epilog=BENCH_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    bench.add_argument("what", choices=("weightings",), help="a training step under every weighting, next to `equal`")
+    bench.add_argument(
+        "what", choices=("weightings", "step"), help="a training step under every weighting, or of every architecture"
+    )
     bench.add_argument("overrides", nargs="*", help="such as backbone=tiny data.batch_size=8 threads=1")
     bench.add_argument("--json", action="store_true", help="print the rows as JSON")
-    bench.add_argument("--tasks", nargs="+", default=["2", "3"], metavar="N", help="numbers of tasks (default: 2 3)")
+    bench.add_argument("--tasks", nargs="+", metavar="N", help="numbers of tasks (default: 2 3; step: 2)")
     bench.add_argument("--rounds", type=int, default=12, help="times that each is measured (default: 12)")
-    bench.add_argument("--only", nargs="+", metavar="NAME", help="these weightings (default: all)")
-    bench.add_argument("--peers", action="store_true", help="LibMTL's and TorchJD's too, where they can be imported")
+    bench.add_argument("--only", nargs="+", metavar="NAME", help="these of them (default: all)")
+    bench.add_argument(
+        "--peers", action="store_true", help="weightings: LibMTL's and TorchJD's too, where they can be imported"
+    )
 
     return top
 
@@ -147,22 +154,26 @@ def run_train(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     overrides = list(args.overrides)
-    for words in (args.tasks, args.only or []):  # these options take all words up to the next one
+    for words in (args.tasks or [], args.only or []):  # these options take all words up to the next one
         overrides += [word for word in words if "=" in word]
-        words[:] = [word for word in words if "=" not in word]
+        words[:] = [part for word in words if "=" not in word for part in word.split(",") if part]
+    if args.tasks is None:
+        args.tasks = ["2", "3"] if args.what == "weightings" else ["2"]
     wrong = [word for word in args.tasks if not word.isdecimal()]
     if wrong:
         raise UserError(f"--tasks should be numbers of tasks, such as --tasks 2 3. Found {wrong[0]!r}.")
+    tasks = [int(word) for word in args.tasks]
+    if args.what == "step":
+        if args.peers:
+            raise UserError("--peers is of `mtlcar bench weightings`; `mtlcar bench step` measures architectures.")
+        from mtlcar.bench import step
 
-    from mtlcar.bench.weightings import command
+        return step.command(overrides, tasks=tasks, rounds=args.rounds, only=args.only, as_json=args.json)
 
-    return command(
-        overrides,
-        tasks=[int(word) for word in args.tasks],
-        rounds=args.rounds,
-        only=args.only,
-        peers=args.peers,
-        as_json=args.json,
+    from mtlcar.bench import weightings
+
+    return weightings.command(
+        overrides, tasks=tasks, rounds=args.rounds, only=args.only, peers=args.peers, as_json=args.json
     )
 
 

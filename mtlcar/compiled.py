@@ -18,5 +18,11 @@ def compile_network(architecture: Architecture, cache: Path) -> None:
     """
     torch._functorch.config.donated_buffer = False
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((cache / "inductor").expanduser().resolve())
-    for part in architecture.compiled_parts():
+    parts = list(architecture.compiled_parts())
+    # All stages run the same code, of which torch keeps 8 compiled forms before it gives up without an error: here
+    # there is one a stage, for training, for evaluation, and for the size of a last batch.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(parts))
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 64 * len(parts))
+    for part in parts:
         part.compile()

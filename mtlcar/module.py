@@ -29,11 +29,11 @@ def refuse_impossible(architecture: Architecture, weighting: Weighting) -> None:
         return
     at = f"weighting={weighting.name} at weighting.level={weighting.level}"
     others = [level for level in weighting.levels if level != weighting.level]
-    concatenated = weighting.takes_concatenated and architecture.concatenates
-    if weighting.needs_bottleneck and not architecture.has_bottleneck and not concatenated:
+    apart = weighting.takes_representations and architecture.has_representations
+    if weighting.needs_bottleneck and not architecture.has_bottleneck and not apart:
         possible = ", ".join(architectures_with(lambda c: c.has_bottleneck))
         remedy = f", or weighting.level={others[0]}" if others else ""
-        if weighting.takes_concatenated:
+        if weighting.takes_representations:
             remedy = ", or heads that all take the same (head=per_task mixes maps and vectors here)"
         raise UserError(
             f"{at} needs an architecture in which all sharing passes through one tensor: {possible}. "
@@ -151,7 +151,7 @@ class MultiTaskModule(LightningModule):
             shared=all_shared,
             private=private,
             above=above,
-            bottleneck=shared.concatenated if shared.bottleneck is None else shared.bottleneck,
+            bottleneck=shared.representations if shared.bottleneck is None else (shared.bottleneck,),
             extra=shared.extra_loss,
             world=world,
             last=last,
@@ -179,7 +179,13 @@ class MultiTaskModule(LightningModule):
             for name, loss in zip(self.architecture.tasks.names, losses.unbind(), strict=True):
                 self.log(f"step/{name}/loss", loss, on_step=True, on_epoch=False, batch_size=1)
 
+    def on_train_start(self) -> None:
+        self._begin_epoch()  # Lightning leaves the hook of an epoch out when it resumes within one
+
     def on_train_epoch_start(self) -> None:
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
         self._parameters_of_step = None  # a callback may have frozen or unfrozen some
         self.architecture.begin_epoch(self.current_epoch, self.trainer.max_epochs or 1)
 

@@ -12,7 +12,7 @@ from torch._functorch import config as functorch
 from mtlcar.architectures.base import Architecture
 from mtlcar.compiled import compile_network
 from mtlcar.weightings.gradients import Step, bottleneck_gradients, parameter_gradients
-from tests.test_architectures import build
+from tests.networks import PAIR, build, losses
 
 IMAGE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -41,7 +41,7 @@ def step_of(architecture: Architecture) -> Step:
     trunk = list(architecture.shared_parameters())
     rest = [p for p in everything if all(p is not q for q in trunk)]
     losses = torch.stack([shared.outputs[n].float().square().mean() for n in architecture.tasks.names])
-    return Step(losses, one, one, trunk, rest, rest, shared.bottleneck)
+    return Step(losses, one, one, trunk, rest, rest, (shared.bottleneck,))
 
 
 def task_gradients(architecture: Architecture) -> list[list[Tensor]]:
@@ -65,3 +65,32 @@ def test_compiled_gradients_of_all_tasks_are_those_of_eager_mode_after_an_equal_
     for mine, eager in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, eager, rtol=1e-3, atol=1e-5)
     assert len({tuple(row[0].flatten()[:3].tolist()) for row in found[:3]}) == 3  # three tasks, three gradients
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["cross_stitch", "mtan", "mmoe", "ltb"])  # the ways in which stages are called
+def test_several_trunks_compile_stage_by_stage_as_often_as_they_need(
+    name: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plain(self, backend="aot_eager"))
+    eager, compiled = build(name, PAIR), build(name, PAIR)
+    limits = {"recompile_limit": 8, "accumulated_recompile_limit": 256}  # those of torch, and put back afterwards
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, **limits):
+        compile_network(compiled, own_cache)
+        assert_same_gradients(eager, compiled)
+
+
+def assert_same_gradients(eager: Architecture, compiled: Architecture) -> None:
+    for size, training in ((6, True), (5, True), (6, False)):
+        found = []
+        for network in (eager, compiled):
+            torch.manual_seed(1)  # branches are drawn
+            network.train(training).begin_epoch(9, 10)
+            each = losses(network, IMAGE.repeat(2, 1, 1, 1)[:size])
+            shared = list(network.shared_parameters())
+            found.append([torch.autograd.grad(x, shared, retain_graph=True, allow_unused=True) for x in each])
+        for a, b in zip(*found, strict=True):
+            assert [g is None for g in a] == [g is None for g in b]
+            reached = [[g for g in grads if g is not None] for grads in (a, b)]
+            torch.testing.assert_close(*reached, rtol=1e-3, atol=1e-5)

@@ -140,3 +140,16 @@ def test_conf_is_found_from_anywhere(tmp_path: Path) -> None:
         [sys.executable, "-m", "mtlcar", "train", "--choices"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "weighting: " in done.stdout
+
+
+@pytest.mark.parametrize("name", groups()["experiment"])
+def test_the_choices_that_an_experiment_sweeps_over_exist(name: str) -> None:
+    cfg = OmegaConf.load(conf_dir() / "experiment" / f"{name}.yaml")
+    for key, values in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items():
+        for value in str(values).split(",") if key in groups() else ():
+            assert value in groups()[key], f"{key}={value}"
+
+
+def test_the_grid_of_paper_b_has_its_204_cells() -> None:
+    params = OmegaConf.load(conf_dir() / "experiment" / "paper_b" / "grid.yaml").hydra.sweeper.params
+    assert [len(set(v.split(","))) for v in params.values()] == [6, 17, 2]

@@ -87,7 +87,9 @@ def test_metrics_json_keeps_the_contract(sweep: Path) -> None:
     assert {"fit_seconds", "epochs", "train_images_per_second", "step_ms_median"} <= set(found["timing"])
     assert found["timing"]["epochs"] == 2
     assert found["timing"]["train_images_per_second"] > 0
-    assert {"parameters", "shared_parameters", "forward_gmacs"} <= set(found["cost"])
+    assert {"parameters", "shared_parameters", "forward_gmacs", "latency_device"} <= set(found["cost"])
+    assert set(found["cost"]["task_gmacs"]) == set(found["cost"]["latency_ms"]) - {"all"} == {"make", "model"}
+    assert all(0 < ms < 1e4 for ms in found["cost"]["latency_ms"].values())
     assert (
         found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
     )

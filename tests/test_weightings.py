@@ -121,7 +121,7 @@ def test_combiner_gets_features_at_representation_level_only() -> None:
 
 def test_a_bottleneck_that_losses_do_not_pass_is_an_error_and_not_a_zero() -> None:
     step = Net().step(X)
-    step.bottleneck = step.bottleneck * 1  # a copy beside the path, as the output of a compiled network would be
+    step.bottleneck = (step.bottleneck[0] * 1,)  # a copy beside the path, as the output of a compiled network would be
     with pytest.raises(RuntimeError, match="bottleneck"):
         Sum(TASKS, name="x", level="representation").backward(step)
 

@@ -61,7 +61,7 @@ class Net(nn.Module):
             shared=[*self.trunk.parameters(), *self.first.parameters()],
             private=list(self.second.parameters()),
             above=[*self.first.parameters(), *self.second.parameters()],
-            bottleneck=z,
+            bottleneck=(z,),
             last=last,
             world=world,
             guarded=scale != 1.0,

@@ -18,14 +18,14 @@ class Shared:
         outputs: task -> logits [B, classes] or standardised value [B].
         bottleneck: the one tensor [B, ...] through which all sharing passes, or None where there is none.
         extra_loss: None or a scalar the architecture adds to the objective (an entropy term of a gate, say).
-        concatenated: where there is no bottleneck, what the heads take, one task's after the other's along the batch
-            [T B, ...]; None where heads take different things.
+        representations: where there is no bottleneck, what each head takes, T tensors of one shape [B, ...]; empty
+            where heads take different things.
     """
 
     outputs: dict[str, Tensor]
     bottleneck: Tensor | None = None
     extra_loss: Tensor | None = None
-    concatenated: Tensor | None = None
+    representations: tuple[Tensor, ...] = ()
 
 
 class Architecture(nn.Module, ABC):
@@ -38,7 +38,7 @@ class Architecture(nn.Module, ABC):
         heads: a head a task, in order. A list and not a dict: ModuleDict refuses names that nn.Module has itself,
             `type` among them.
         has_bottleneck: whether all sharing passes through one tensor.
-        concatenates: whether a forward pass gives `Shared.concatenated`.
+        has_representations: whether a forward pass gives `Shared.representations`.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Architecture(nn.Module, ABC):
     backbone: StagedBackbone
     heads: nn.ModuleList
     has_bottleneck: bool = False
-    concatenates: bool = False
+    has_representations: bool = False
 
     @abstractmethod
     def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:
@@ -58,7 +58,7 @@ class Architecture(nn.Module, ABC):
 
     @abstractmethod
     def above_bottleneck(self) -> Iterator[nn.Parameter]:
-        """The trainable parameters between the losses and `Shared.bottleneck`, or `Shared.concatenated`."""
+        """The trainable parameters between the losses and `Shared.bottleneck`, or `Shared.representations`."""
 
     def compiled_parts(self) -> Iterator[nn.Module]:
         """What `trainer.compile` compiles: modules that lie wholly below the bottleneck and the heads, each called as a

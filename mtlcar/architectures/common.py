@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from mtlcar.architectures.base import Architecture, Shared
@@ -111,17 +110,16 @@ class TaskRepresentations(Architecture):
 
     def read(self, representations: Sequence[Tensor], extra_loss: Tensor | None = None) -> Shared:
         """What each head takes, [B, ...] a task, -> the outputs, each head with its own dropout."""
-        whole = torch.cat(list(representations)) if self.concatenates else None
-        parts = representations if whole is None else whole.chunk(len(representations))
         outputs = {
             task.name: as_output(task, head(x))
-            for task, head, x in zip(self.tasks, typed(self.heads), parts, strict=True)
+            for task, head, x in zip(self.tasks, typed(self.heads), representations, strict=True)
         }
-        return Shared(outputs, extra_loss=extra_loss, concatenated=whole)
+        alike = tuple(representations) if self.has_representations else ()
+        return Shared(outputs, extra_loss=extra_loss, representations=alike)
 
     def set_heads(self, heads: Sequence[Head]) -> None:
         self.heads = nn.ModuleList(heads)
-        self.concatenates = len({head.takes for head in heads}) == 1
+        self.has_representations = len({head.takes for head in heads}) == 1
 
     def above_bottleneck(self) -> Iterator[nn.Parameter]:
         return trainable([self.heads])

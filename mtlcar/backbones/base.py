@@ -16,6 +16,7 @@ class StagedBackbone(nn.Module, ABC):
         first_stage: the number of the first stage it still has: 0, unless `drop_first` took some away.
         mean, std: the input normalisation its weights expect, per RGB channel on the 0..1 scale.
         grid: whether the last map is a grid of more than one position at usual image sizes (tokens count).
+        class_row: whether row 0 of every map [B, C, 1 + H, W] holds copies of a class token (a ViT).
 
     Shapes: image float [B, 3, H, W], normalised -> list of K maps [B, channels[k], H_k, W_k].
     """
@@ -25,6 +26,7 @@ class StagedBackbone(nn.Module, ABC):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     grid: bool = True
+    class_row: bool = False
     first_stage: int = 0
 
     @property
@@ -63,6 +65,18 @@ class StagedBackbone(nn.Module, ABC):
     @abstractmethod
     def pool(self, feature_map: Tensor) -> Tensor:
         """Last stage's map [B, C, H, W] -> representation [B, D], as the library's own network pools it."""
+
+    def tokens(self, feature_map: Tensor) -> Tensor:
+        """One stage's map [B, C, H, W] -> its positions [B, N, C], row by row; a class token comes first, and once."""
+        tokens = feature_map.flatten(2).transpose(1, 2)
+        if not self.class_row:
+            return tokens
+        width = feature_map.shape[-1]
+        return torch.cat([tokens[:, :width].mean(1, keepdim=True), tokens[:, width:]], 1)
+
+    def grid_map(self, tokens: Tensor, width: int) -> Tensor:
+        """Tokens [B, N, C] of maps of that width -> the map [B, C, H, W] of those on the grid; a class token goes."""
+        return tokens[:, int(self.class_row) :].transpose(1, 2).unflatten(2, (-1, width))
 
     def param_groups(self) -> list[list[nn.Parameter]]:
         """The parameters by depth, input side first, one list a stage; for layer-wise learning rates."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from mtlcar.errors import UserError
 
 
 class Stage(nn.Sequential):
-    """Consecutive blocks: map [B, C, H, W] -> map; `stage[:-1]` is the stage without its last block.
+    """Consecutive blocks: map [B, C, H, W] -> map, or with `before_last` -> (u, map), u the map before the last block.
+
+    The last block is the last part with a convolution or a linear layer, and u what goes into it: in a stage of one
+    block that is the stage's input. Norms and activations after it belong to it.
 
     With `checkpointing` the activations inside are recomputed in the backward pass. Recomputing leaves
     BatchNorm's running statistics alone: they move once a step, however many backward passes it has.
@@ -24,15 +27,32 @@ class Stage(nn.Sequential):
 
     checkpointing: bool = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, *blocks: Any) -> None:
+        super().__init__(*blocks)
+        heavy = [i for i, block in enumerate(self) if any(p.ndim > 1 for p in block.parameters())]
+        self.last = heavy[-1] if heavy else 0
+
+    def forward(self, x: Tensor, before_last: bool = False) -> Any:
+        run = self.run_split if before_last else self.run
         if self.checkpointing and self.training and torch.is_grad_enabled():
             if torch.compiler.is_compiling():  # the compiler itself writes each buffer once, and refuses contexts
-                return checkpoint(self.run, x, use_reentrant=False)
-            return checkpoint(self.run, x, use_reentrant=False, context_fn=self._contexts)
-        return self.run(x)
+                return checkpoint(run, x, use_reentrant=False)
+            return checkpoint(run, x, use_reentrant=False, context_fn=self._contexts)
+        return run(x)
 
     def run(self, x: Tensor) -> Tensor:
         return super().forward(x)
+
+    def run_split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same computation -> (u, map)."""
+        blocks = list(self)
+        last = blocks[self.last]
+        for block in blocks[: self.last]:
+            x = block(x)
+        u, x = last.run_split(x) if isinstance(last, Stage) else (x, last(x))
+        for block in blocks[self.last + 1 :]:
+            x = block(x)
+        return u, x
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _StatisticsKept([m for m in self.modules() if isinstance(m, _BatchNorm)])
@@ -62,6 +82,15 @@ class _StatisticsKept(AbstractContextManager[None]):
                 norm.num_batches_tracked.copy_(count)
 
 
+def with_last_input(stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One pass through `stage` -> (u, map): u the map before its last block (see `Stage`), or its input where `stage`
+    does not tell its blocks apart."""
+    if not isinstance(stage, Stage):
+        return x, stage(x)
+    u, y = stage(x, before_last=True)
+    return u, y
+
+
 class BlocksOnLastChannels(nn.Module):
     """Runs a block written for [B, H, W, C] on maps [B, C, H, W]; both permutations are views."""
 
@@ -77,11 +106,13 @@ class BlocksOnLastChannels(nn.Module):
 @dataclass(frozen=True)
 class Pieces:
     """A network in pieces: `stages`, the `channels` of each stage's map, and `pooling`, the layers between the last
-    map [B, C, H, W] and the last linear layer (-> [B, C]), final norms included. What is in none is the classifier."""
+    map [B, C, H, W] and the last linear layer (-> [B, C]), final norms included. What is in none is the classifier.
+    `class_row`: see `StagedBackbone`."""
 
     stages: Sequence[Stage]
     channels: Sequence[int]
     pooling: nn.Module
+    class_row: bool = False
 
 
 @singledispatch
@@ -127,6 +158,7 @@ class CutBackbone(StagedBackbone):
         self.stages = nn.ModuleList(pieces.stages)
         self.channels = tuple(int(c) for c in pieces.channels)
         self.pooling = pieces.pooling
+        self.class_row = pieces.class_row
         self.mean = _per_channel("mean", mean)
         self.std = _per_channel("std", std)
         if min(self.std) <= 0:

@@ -76,6 +76,10 @@ class TokenStage(Stage):
     def run(self, x: Tensor) -> Tensor:
         return tokens_to_map(super().run(map_to_tokens(x)), x.shape[-1])
 
+    def run_split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        u, y = super().run_split(map_to_tokens(x))
+        return tokens_to_map(u, x.shape[-1]), tokens_to_map(y, x.shape[-1])
+
 
 class ClassTokenPool(nn.Module):
     """[B, C, 1 + H, W] -> class token [B, C], which is what the library's network classifies from."""
@@ -92,7 +96,7 @@ def _(network: library.VisionTransformer) -> Pieces:
     groups[-1].append(network.encoder.ln)
     first = Stage(PatchEmbedding(network), TokenStage(*groups[0]))
     stages = [first, *(TokenStage(*g) for g in groups[1:])]
-    return Pieces(stages, [network.hidden_dim] * STAGES, ClassTokenPool())
+    return Pieces(stages, [network.hidden_dim] * STAGES, ClassTokenPool(), class_row=True)
 
 
 @adapt_state.register

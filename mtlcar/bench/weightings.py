@@ -1,27 +1,25 @@
 """`mtlcar bench weightings`: what a training step costs under every weighting, next to one under `equal`."""
 
-import datetime
 import json
-import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
+from mtlcar.bench.overrides import chosen, own_configs, split_overrides
 from mtlcar.bench.rig import Driven, Rig, settings
+from mtlcar.bench.table import machine, stderr, table, times
 from mtlcar.bench.timing import each_ms, interleave
 from mtlcar.build import make
-from mtlcar.config import compose_config, conf_dir, finish, groups, parse
+from mtlcar.config import compose_config, finish, parse
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.module import refuse_impossible
-from mtlcar.runs.training import precision
 from mtlcar.weightings.base import LEVELS, GramianWeighting, Weighting
 
 SETTING = {"backbone": "resnet18", "data.image_size": "64", "data.batch_size": "16", "optimizer.lr": "1e-7"}
@@ -57,20 +55,16 @@ def command(
     as_json: bool = False,
 ) -> int:
     """Prints the rows: JSON, or a Markdown table."""
-    console = Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    say = stderr()
     if rounds < 1:
         raise UserError(f"--rounds should be at least 1. Found {rounds}.")
     if not tasks or min(tasks) < 2:
         raise UserError(f"--tasks should be numbers of at least 2: one task has nothing to balance. Found {tasks}.")
-    rest, own = split_overrides(overrides, WITH_PEERS if peers else SETTING)
+    rest, own = split_overrides("weighting", overrides, WITH_PEERS if peers else SETTING)
     cfg = finish(compose_config(rest))
-    names = chosen(only)
+    names = chosen("weighting", only, first="equal")
     own, level = split_level(own)
-    configs = weighting_configs(names, rest, own)
+    configs = own_configs("weighting", names, rest, own, reads=reads)
     rows: list[dict[str, Any]] = []
     with settings(cfg.threads):
         for n in dict.fromkeys(tasks):
@@ -82,20 +76,6 @@ def command(
     if as_json:
         say(where)
     return 0
-
-
-def split_overrides(overrides: Sequence[str], setting: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Those of everything else, with `setting` where they say nothing, and those of the weightings' own keys."""
-    parsed = parse(overrides)
-    for o in parsed:
-        if o.is_sweep_override():
-            raise UserError(f"{o.input_line!r} lists several values; mtlcar bench measures one setting.")
-        if o.key_or_group == "weighting":
-            raise UserError(f"{o.input_line!r}: choose weightings with --only {o.value()}.")
-    given = {o.key_or_group for o in parsed}
-    rest = [f"{k}={v}" for k, v in setting.items() if k not in given]
-    rest += [str(o.input_line) for o in parsed if not o.key_or_group.startswith("weighting.")]
-    return rest, [str(o.input_line) for o in parsed if o.key_or_group.startswith("weighting.")]
 
 
 def split_level(own: Sequence[str]) -> tuple[list[str], str | None]:
@@ -111,45 +91,10 @@ def split_level(own: Sequence[str]) -> tuple[list[str], str | None]:
     return [o for o in own if o not in asked], level
 
 
-def chosen(only: Sequence[str] | None) -> list[str]:
-    """Names of weightings, `equal` first."""
-    known = groups()["weighting"]
-    if only is not None and not only:
-        raise UserError(f"--only needs names of weightings: {', '.join(known)}.")
-    for name in only or ():
-        if name not in known:
-            raise UserError(
-                f"There is no weighting {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}."
-            )
-    return sorted(set(known if only is None else only), key=lambda n: (n != "equal", n))
-
-
-def weighting_configs(names: Sequence[str], rest: Sequence[str], own: Sequence[str]) -> dict[str, DictConfig]:
-    """The weighting group of each name. An override such as `weighting.c=0.3` reaches those that have the key, and
-    `weighting.weights`, which every yaml has, those that read it.
-
-    Raises:
-        UserError: none has it.
-    """
-    # A group's yaml stands alone, and composing all of them would take seconds.
-    plain = {name: OmegaConf.load(conf_dir() / "weighting" / f"{name}.yaml") for name in names}
-    keys = {o: parse([o])[0].key_or_group.split(".")[1] for o in own}
-
-    def reads(cfg: Any, key: str) -> bool:
-        cls: Any = get_class(cfg._target_)
-        return key in cfg and (key != "weights" or cls.reads_weights)
-
-    for override, key in keys.items():
-        if not any(reads(cfg, key) for cfg in plain.values()):
-            if key == "weights":
-                raise UserError(f"{override}: none of {', '.join(names)} reads weights; `fixed` does.")
-            every = {str(k) for cfg in plain.values() for k in cfg}
-            raise UserError(f"{override}: none of {', '.join(names)} has this key.{did_you_mean(key, every)}")
-    found: dict[str, Any] = {}
-    for name, cfg in plain.items():
-        mine = [o for o, key in keys.items() if reads(cfg, key)]
-        found[name] = compose_config([*rest, f"weighting={name}", *mine]).weighting if mine else cfg
-    return found
+def reads(cfg: Any, key: str) -> bool:
+    """Whether a weighting has the key; `weights`, which every yaml has, only where it is read."""
+    cls: Any = get_class(cfg._target_)
+    return key in cfg and (key != "weights" or cls.reads_weights)
 
 
 def measure(
@@ -272,31 +217,13 @@ def solve_ms(rig: Rig, weighting: Weighting | None) -> float | None:
         return each_ms(lambda: weighting.weights(gramian, losses), synchronize=rig.synchronize)
 
 
-def machine(cfg: DictConfig) -> str:
-    """What the figures are of."""
-    gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    device = torch.cuda.get_device_name() if gpu else cpu_name()
-    return (
-        f"{cfg.backbone.name}, {cfg.data.image_size} px, batch {cfg.data.batch_size}, precision "
-        f"{precision(cfg)}; {device}, {cfg.threads} threads, torch {torch.__version__}, "
-        f"{datetime.datetime.now(tz=datetime.UTC).date()}"
-    )
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A line a weighting and level; for each number of tasks its milliseconds, its ratio to equal with the middle half
     of the rounds, and the solver's milliseconds."""
     counts = list(dict.fromkeys(r["tasks"] for r in rows))
     found = {(r["name"], r["level"], r["tasks"]): r for r in rows}
     heads = ["weighting", "level"] + [f"{h}, {n} tasks" for n in counts for h in ("ms", "times equal", "solve ms")]
-    lines = [heads, ["---", "---"] + ["---:"] * (3 * len(counts))]
+    lines = []
     for name, level in dict.fromkeys((r["name"], r["level"]) for r in rows):
         cells = [name, level]
         for n in counts:
@@ -304,8 +231,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             if r is None:
                 cells += ["", "", ""]
                 continue
-            spread = f"{r['ratio_to_equal']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"
             solve = "" if r["solve_ms"] is None else f"{r['solve_ms']:.3f}"
-            cells += [f"{r['step_ms']:.1f}", spread, solve]
+            cells += [f"{r['step_ms']:.1f}", times(r, "equal"), solve]
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table(heads, lines, words=2)

@@ -13,7 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
+from mtlcar.architectures.cost import cost, task_costs
 from mtlcar.build import Parts
+from mtlcar.machine import device_name
 from mtlcar.runs.checkpoints import Checkpoints, load_weights
 from mtlcar.runs.files import read_json, write_json
 from mtlcar.runs.loggers import summarize, wandb_info
@@ -78,11 +80,20 @@ def metrics_json(
         "test": strip(values, "test/"),
         "per_class": finite(tables),
         "timing": timing.summary(),
-        "cost": parts.cost,
+        "cost": costs(parts),
         "data": {name: len(rows) for name, rows in parts.data.indices.items()},
         "versions": versions(),
         "wandb": wandb_info(loggers),
     }
+
+
+def costs(parts: Parts) -> dict[str, Any]:
+    """What the trained network costs, and each task by itself, measured where the test was. A network that learns its
+    shape has it only now."""
+    module, size = parts.module, parts.image_size
+    device = module.trainer.strategy.root_device  # the network itself is back on the CPU
+    alone = task_costs(module.architecture, size, device=device, channels_last=module.channels_last)
+    return {**cost(module.architecture, size), **alone, "latency_device": device_name(device)}
 
 
 def number(value: Any) -> float | None:

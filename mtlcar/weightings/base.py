@@ -72,9 +72,8 @@ class Weighting(nn.Module, Callback, ABC):
     reads_weights: ClassVar[bool] = False
     constant: ClassVar[bool] = False
     """Whether the weights are the same in every step."""
-    takes_concatenated: ClassVar[bool] = False
-    """Whether representation level also works without a bottleneck, on the representations of all tasks one after the
-    other along the batch."""
+    takes_representations: ClassVar[bool] = False
+    """Whether representation level also works without a bottleneck, on the tasks' own representations."""
     replicated: ClassVar[tuple[str, ...]] = ()
     """Large buffers that are the same on all processes without being sent around."""
 
@@ -271,15 +270,14 @@ class GradientCombiner(Weighting):
     @abstractmethod
     def combine(self, jacobian: Tensor, losses: Tensor, features: Tensor | None) -> Tensor:
         """Jacobian [T, P], unscaled, raw losses [T], at representation level also the features [B, D]
-        (P = B D) -> gradient [P]."""
+        (P = B D; the tasks' own representations one after the other, [T B, D]) -> gradient [P]."""
 
     def _backward(self, step: Step) -> Applied:
         gradients = task_gradients(self.level, step)
         found = whole_gramian(self.level, step, gradients)
         features = None
         if self.level == "representation":
-            assert step.bottleneck is not None
-            features = step.bottleneck.detach().flatten(1).float()
+            features = torch.cat([z.detach().flatten(1) for z in step.bottleneck]).float()
         with torch.no_grad(), torch.autocast(found.device.type, enabled=False):
             jacobian = flatten(gradients.rows, step.scale)
             combined = self.combine(jacobian, whole_batch(step), features).mul_(step.factor)

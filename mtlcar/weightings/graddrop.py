@@ -45,7 +45,7 @@ class GradDrop(RandomWeighting, GradientCombiner):
     """
 
     levels: ClassVar[tuple[str, ...]] = ("representation",)
-    takes_concatenated: ClassVar[bool] = True
+    takes_representations: ClassVar[bool] = True
 
     def __init__(
         self,

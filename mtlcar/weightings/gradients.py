@@ -26,8 +26,8 @@ class Step:
         shared: trainable parameters that several losses reach.
         private: the other trainable parameters of the architecture.
         above: trainable parameters between the bottleneck and the losses.
-        bottleneck: the tensor [B, ...] through which all sharing passes; where there is none, the tasks' own
-            representations one after the other along the batch, or None.
+        bottleneck: the one tensor [B, ...] through which all sharing passes; where there is none, the tasks' own
+            representations, T tensors [B, ...], or nothing.
         extra: None or a scalar regulariser of the architecture, no part of what is balanced.
         world: processes that share the batch.
         last: whether the optimiser steps after this micro-batch.
@@ -40,7 +40,7 @@ class Step:
     shared: Sequence[nn.Parameter]
     private: Sequence[nn.Parameter]
     above: Sequence[nn.Parameter]
-    bottleneck: Tensor | None = None
+    bottleneck: Sequence[Tensor] = ()
     extra: Tensor | None = None
     world: int = 1
     last: bool = True
@@ -107,8 +107,8 @@ def _own_memory(targets: Sequence[Tensor], grads: Sequence[Tensor | None]) -> li
 
 def bottleneck_gradients(step: Step) -> TaskGradients:
     """Gradients of the bottleneck: the heads' backward, once a task; the trunk is not touched."""
-    assert step.bottleneck is not None, "representation level needs a bottleneck; checked before training"
-    gradients = _per_task(step, [step.bottleneck], step.above)
+    assert step.bottleneck, "representation level needs a bottleneck; checked before training"
+    gradients = _per_task(step, step.bottleneck, step.above)
     gradients.rows = [[g.float() for g in row] for row in gradients.rows]  # weights need more than bfloat16's 8 bits
     return gradients
 

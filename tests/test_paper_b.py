@@ -1,0 +1,25 @@
+"""The small form of paper B's grid runs from the command line as the user would type it."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mtlcar.runs.files import read_json
+from tests.test_runs import mtlcar
+
+
+@pytest.mark.timeout(900)
+def test_the_small_grid_of_paper_b_is_one_multirun_and_one_report(tmp_path: Path) -> None:
+    words = ("trainer=cpu", "threads=1", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}")
+    mtlcar("train", "-m", "experiment=paper_b/small", *words)
+    sweep = tmp_path / "runs" / "paper_b_small"
+    found = [read_json(path) for path in sorted(sweep.glob("*/metrics.json"))]
+    assert len(found) == len(list(sweep.glob("*/DONE"))) == 24
+    for metrics in found:
+        assert metrics["status"] == "finished"
+        assert metrics["cost"]["shared_parameters"] > 0
+        assert set(metrics["cost"]["task_gmacs"]) == {"make", "model"}
+    mtlcar("report", str(sweep))
+    table = pd.read_csv(sweep / "report" / "table.csv")
+    assert len(table) == 24
