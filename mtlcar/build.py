@@ -1,5 +1,6 @@
 """From a composed configuration to live parts. Nothing here knows a method's name; `_target_` does."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -131,9 +132,18 @@ def check_parts(cfg: DictConfig, tasks: TaskSet) -> None:
         make(cfg.loss, tasks=architecture.tasks)
         optimizer = make(cfg.optimizer, architecture=architecture, weighting=weighting)
         make(cfg.scheduler, optimizer=optimizer, total_steps=20, steps_per_epoch=5, monitor="val/loss")
+        try_forward(architecture, cfg.data.image_size)
     resolve_monitor(cfg, predicted_tasks(tasks, encoded, architecture.tasks), architecture.tasks)
     make_augment(plain(cfg.data.augment))
     refuse_impossible(architecture, weighting)
+
+
+def try_forward(architecture: Architecture, image_size: int) -> None:
+    """One pass of two images without numbers, to find maps that are too small for what reads them."""
+    kinds = {t.name: torch.int64 if t.classes else torch.float32 for t in architecture.tasks}
+    targets = {name: torch.zeros(2, dtype=dtype) for name, dtype in kinds.items()}
+    with contextlib.suppress(NotImplementedError):  # an operation of somebody's network that cannot be tried so
+        architecture.train()(torch.zeros(2, 3, image_size, image_size), targets)
 
 
 def predicted_tasks(tasks: TaskSet, encoded: TaskSet, trained: TaskSet) -> TaskSet:

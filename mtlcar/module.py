@@ -33,8 +33,8 @@ def refuse_impossible(architecture: Architecture, weighting: Weighting) -> None:
     if weighting.needs_bottleneck and not architecture.has_bottleneck and not apart:
         possible = ", ".join(architectures_with(lambda c: c.has_bottleneck))
         remedy = f", or weighting.level={others[0]}" if others else ""
-        if weighting.takes_representations:
-            remedy = ", or heads that all take the same (head=per_task mixes maps and vectors here)"
+        if weighting.takes_representations:  # then heads of different kinds are what stands in its way
+            remedy = ", or one kind of head for all tasks: here some take maps and others vectors"
         raise UserError(
             f"{at} needs an architecture in which all sharing passes through one tensor: {possible}. "
             f"architecture={architecture.name} has none. Choose architecture={possible.split(', ')[0]}{remedy}."
@@ -132,7 +132,10 @@ class MultiTaskModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         losses, shared = self._forward(batch)
-        self.finite.update(losses.detach(), batch["index"], self.global_step)
+        seen = losses.detach()
+        if shared.extra_loss is not None:  # with the tasks' losses, which it may spoil in the next step
+            seen = torch.where(shared.extra_loss.detach().isfinite(), seen, torch.nan)
+        self.finite.update(seen, batch["index"], self.global_step)
         accumulated = self.trainer.accumulate_grad_batches
         last = (batch_idx + 1) % accumulated == 0 or self.trainer.is_last_batch
         scale = self._fp16_scale(torch.ones((), device=losses.device))
@@ -170,7 +173,7 @@ class MultiTaskModule(LightningModule):
     def _log_step(self, step: Step, applied: Applied) -> None:
         """Means over the epoch under `train/`, single steps under `step/`."""
         losses = step.losses.detach()
-        self.step_means.add(losses, applied)
+        self.step_means.add(losses, applied, step.extra)
         several = self.trainer.world_size > 1
         total = losses.sum()
         self.log("train/loss", total, on_step=False, on_epoch=True, prog_bar=True, batch_size=1, sync_dist=several)

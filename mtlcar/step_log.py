@@ -19,6 +19,7 @@ class StepMeans:
     | `<task>/gradient_norm` | of the gradients that the weighting compared (unscaled) |
     | `<a>-<b>/cosine` | of the angle between two tasks' gradients |
     | `<a>-<b>/conflict` | share of the steps in which it is negative |
+    | `extra_loss` | what an architecture adds to the objective |
 
     Every micro-batch counts once. Values that are not finite (a step that overflowed in half precision) are left out
     of their mean. No module: DDP copies the first process's buffers over the others'.
@@ -30,21 +31,26 @@ class StepMeans:
         self.names: list[str] = []
         self.sums: Tensor | None = None
 
-    def add(self, losses: Tensor, applied: Applied) -> None:
-        """losses [T], detached, and what was applied to them; waits for nothing."""
+    def add(self, losses: Tensor, applied: Applied, extra: Tensor | None = None) -> None:
+        """losses [T], detached, what was applied to them, and the architecture's regulariser; waits for nothing."""
         names = [f"{t}/loss" for t in self.tasks]
         values = [losses]
+        if extra is not None:
+            names.append("extra_loss")
+            values.append(extra.detach().view(1))
         if applied.weights is not None:
             names += [f"{t}/weight" for t in self.tasks]
             values.append(applied.weights)
         if applied.gramian is not None:
             norms = applied.gramian.diagonal().sqrt()
+            names += [f"{t}/gradient_norm" for t in self.tasks]
+            values.append(norms)
+        if applied.gramian is not None and not applied.apart:
             cosines = applied.gramian / (norms[:, None] * norms)
             upper = torch.stack([cosines[i, j] for i, j in self.pairs]).clamp(-1, 1)
             between = [f"{self.tasks[i]}-{self.tasks[j]}" for i, j in self.pairs]
-            names += [f"{t}/gradient_norm" for t in self.tasks]
             names += [f"{p}/cosine" for p in between] + [f"{p}/conflict" for p in between]
-            values += [norms, upper, torch.where(upper.isfinite(), (upper < 0).float(), upper)]
+            values += [upper, torch.where(upper.isfinite(), (upper < 0).float(), upper)]
         now = torch.cat([v.float() for v in values])
         seen = now.isfinite()
         now = torch.stack([torch.where(seen, now, 0.0), seen.float()])

@@ -8,12 +8,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from mtlcar.build import Parts, build
-from mtlcar.config import compose_config, finish
+from mtlcar.build import Parts, build, check_parts
+from mtlcar.config import compose_config, finish, groups
 from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.finite import NonFiniteLossError
 from mtlcar.module import MultiTaskModule, refuse_impossible
+from mtlcar.runs.check import problems
 from mtlcar.runs.training import make_trainer, precision
 from mtlcar.weightings.base import GramianWeighting
 from mtlcar.weightings.equal import Equal
@@ -247,13 +248,13 @@ def test_representation_level_needs_a_trunk_that_learns(cache: Path) -> None:
             "cagrad",
             "representation",
             "bottleneck",
-            r"passes through one tensor: cascade, parallel\. .* or weighting.level=pa",
+            r"passes through one tensor: cascade, kem, parallel, skem\. .* or weighting.level=pa",
         ),
         (
             "graddrop",
             "representation",
             "bottleneck",
-            r"architecture=parallel has none. Choose architecture=cascade, or heads that all take the same",
+            r"architecture=parallel has none. Choose architecture=cascade, or one kind of head for all tasks",
         ),
         ("cagrad", "representation", "frozen", "the whole trunk is frozen. Lower backbone.frozen_stages or choose w"),
         ("moco", "parameters", "frozen", "nothing that trains is shared here"),
@@ -300,3 +301,57 @@ def test_class_order_does_not_depend_on_the_hash_seed(cache: Path) -> None:
     cfg = config(cache)
     _, tasks = read_annotations(cfg.data, cache)
     assert list(tasks["make"].classes) == sorted(tasks["make"].classes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("head=conv", "data.image_size=16"), "head=conv needs a last feature map of at least 2 x 2"),
+        (("architecture=cross_attention", "data.image_size=16"), "needs maps of more than one position"),
+    ],
+)
+def test_maps_that_are_too_small_are_found_before_anything_runs(
+    cache: Path, overrides: tuple[str, ...], says: str
+) -> None:
+    cfg = config(cache, *overrides)
+    with pytest.raises(UserError, match=says):
+        check_parts(cfg, read_annotations(cfg.data, cache)[1])
+
+
+@pytest.mark.parametrize("name", groups()["head"])
+@pytest.mark.parametrize("feed", ["logits", "label"])
+def test_every_head_passes_the_checks_before_a_run(cache: Path, name: str, feed: str) -> None:
+    cfg = config(cache, f"head={name}", "architecture=cascade", f"architecture.feed={feed}")
+    assert list(problems(cfg)) == []
+    check_parts(cfg, read_annotations(cfg.data, cache)[1])
+
+
+def test_what_an_architecture_adds_to_the_objective_is_logged_and_watched(cache: Path) -> None:
+    cfg, built = parts(cache, "architecture=dselect_k", "architecture.experts=3", "architecture.k=3")
+    runner = make_trainer(cfg, [], [], cache)
+    runner.fit(built.module, datamodule=built.data, weights_only=True)
+    # 1 / (mass of the codes that name one of 3 experts out of 4), for two tasks of three selectors
+    assert 6 < float(runner.callback_metrics["train/extra_loss"]) < 12
+    finite = built.module.finite
+    assert finite.read(("make", "model")) is None
+    plain = built.module.architecture.forward
+
+    def spoiled(*args: Any) -> Any:
+        shared = plain(*args)
+        shared.extra_loss = shared.extra_loss * torch.inf
+        return shared
+
+    built.module.architecture.forward = spoiled
+    batch = next(iter(built.data.train_dataloader()))
+    batch = built.data.on_after_batch_transfer(batch, 0)
+    built.module.training_step(batch, 0)
+    assert "was not finite" in str(finite.read(("make", "model")))
+
+
+def test_representations_of_the_tasks_own_have_norms_and_no_angles(cache: Path) -> None:
+    cfg, built = parts(cache, "architecture=cross_stitch", "weighting=graddrop")
+    runner = make_trainer(cfg, [], [], cache)
+    runner.fit(built.module, datamodule=built.data, weights_only=True)
+    logged = runner.callback_metrics
+    assert float(logged["train/make/gradient_norm"]) > 0
+    assert not [k for k in logged if "cosine" in k or "conflict" in k]

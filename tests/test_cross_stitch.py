@@ -177,10 +177,10 @@ def test_stitches_are_not_decayed() -> None:
     ("options", "tasks", "says"),
     [
         ({}, TaskSet((MAKE,)), "architecture=single"),
-        ({"own": 1.5}, PAIR, r"architecture.own should be a number within 0 and 1. Found 1.5"),
+        ({"own": 1.5}, PAIR, r"architecture.own should be a number of at least 0 and at most 1. Found 1.5"),
         ({"own": True}, PAIR, "architecture.own"),
         ({"per_channel": "yes"}, PAIR, "architecture.per_channel should be true or false"),
-        ({"share_until": 4}, PAIR, "architecture.share_until should be a whole number of stages, 0 to 3"),
+        ({"share_until": 4}, PAIR, "architecture.share_until should be a whole number from 0 to 3"),
     ],
 )
 def test_impossible_options_are_refused(options: dict, tasks: TaskSet, says: str) -> None:

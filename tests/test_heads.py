@@ -141,7 +141,22 @@ def test_tasks_get_the_kinds_and_options_they_are_given() -> None:
         ({"kinds": {"class": "per_task"}}, "head.kinds.class should be one of"),
         ({"kinds": {"hardnes": "mlp"}}, "head.kinds names 'hardnes', which is no task here. Did you mean 'hardness'"),
         ({"options": {"clas": {"hidden": 3}}}, "head.options names 'clas'"),
-        ({"options": {"class": {"hidden": 3}}}, "head.options.class.hidden: head=linear has no such option"),
+        (
+            {"options": {"class": {"hidden": 3}}},
+            "head.options.class.hidden: head=linear has no such option. There are: dr",
+        ),
+        ({"options": {"class": {"name": "x"}}}, "head.options.class.name: head=linear has no such option"),
+        (
+            {"options": {"class": {"dropout": "abc"}}},
+            "The head of class: head.dropout should be a number of at least 0",
+        ),
+        (
+            {"default": "mlp", "options": {"class": {"hidden": -3}}},
+            "The head of class: head.hidden should be a whole n",
+        ),
+        ({"options": 5}, "head.options should be a dictionary, such as .* Found 5"),
+        ({"options": {"class": 5}}, "head.options.class should be a dictionary"),
+        ({"kinds": "mlp"}, "head.kinds should be a dictionary, such as {hardness:mlp}. Found 'mlp'"),
         ({"dropout": 1.5}, "head.dropout should be"),
     ],
 )

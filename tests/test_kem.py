@@ -48,8 +48,8 @@ class Strip(StagedBackbone):
 def by_loops(network: KEM, x: np.ndarray, k: int) -> list[np.ndarray]:
     """The definition for one image of 2 positions [2, C], number by number: its logits of 2 tasks."""
     w = {n: p.detach().double().numpy() for n, p in network.named_parameters()}
-    d = w["embedding"].shape[-1]
-    tokens = [w[f"projections.{t}.weight"] @ x[i] + w["embedding"][t, 0] for t in (0, 1) for i in (0, 1)]
+    d = w["embedding.0"].shape[-1]
+    tokens = [w[f"projections.{t}.weight"] @ x[i] + w[f"embedding.{t}"] for t in (0, 1) for i in (0, 1)]
     m = {n: w[f"exchange.{n}.weight"] for n in ("retrieve_query", "retrieve_key", "retrieve_value")}
     retrieved = []
     for slot in w["exchange.memory"]:
@@ -195,7 +195,7 @@ VALUES = TaskSet((WEIGHT, Task("length", "regression")))
         ("kem", {"slots": 1}, PAIR, "architecture.slots should be a whole number of at least 2 .* Found 1"),
         ("kem", {"top_k": 1}, PAIR, "architecture.top_k should be a whole number of at least 2 .* Found 1"),
         ("kem", {"top_k": 1, "broadcast": 0.0}, PAIR, "architecture.top_k"),
-        ("kem", {"broadcast": -1.0}, PAIR, "architecture.broadcast should be a finite number of at least 0. Found -1"),
+        ("kem", {"broadcast": -1.0}, PAIR, "architecture.broadcast should be a number of at least 0. Found -1"),
         ("kem", {"broadcast": "on"}, PAIR, "architecture.broadcast"),
         ("kem", {"beta": math.nan}, PAIR, "architecture.beta"),
         ("kem", {"beta": 1e-3, "broadcast": 0.0}, PAIR, "architecture.beta=0.001"),

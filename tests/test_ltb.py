@@ -94,6 +94,7 @@ def test_shared_parameters_are_those_that_two_losses_reach_in_both_phases_and_no
 
 def test_in_the_warm_up_all_but_the_logits_learn() -> None:
     network = build("ltb").train()
+    network.begin_epoch(0, 2)
     sum(losses(network, IMAGE)).backward()
     assert all(("logits" in n) == (not p.grad.any()) for n, p in network.named_parameters())
 
@@ -103,6 +104,7 @@ def test_in_the_warm_up_all_but_the_logits_learn() -> None:
 
 def test_the_values_and_the_gradients_by_hand() -> None:
     network, white = by_hand(), torch.ones(1, 3, 4, 4)
+    network.begin_epoch(0, 2)
     outputs = {n: v.item() for n, v in network(white).outputs.items()}
     assert outputs == pytest.approx({"a": 56, "b": 88})  # the mean of 6 and 10
     network.begin_epoch(1, 2)
@@ -164,7 +166,9 @@ def test_training_finds_the_branch_that_serves() -> None:
 
 def test_the_schedule() -> None:
     network = build("ltb")
-    assert network.temperature is None  # never told of an epoch: the first of one
+    assert network.temperature == 5.0  # never told of an epoch: the only one, which is no warm-up
+    network.begin_epoch(0, 2)
+    assert network.temperature is None
     found = []
     for epoch in range(100):
         network.begin_epoch(epoch, 100)
@@ -193,11 +197,11 @@ def test_a_choice_keeps_the_maps_type_and_memory_format(temperature: float | Non
         ({"tasks": TaskSet((MAKE,))}, "architecture=single"),
         ({"share_until": 3}, "should be 0 to 2"),
         ({"share_until": 4}, "architecture.share_until should be"),
-        ({"branches": 1}, "architecture.branches should be null or at least 2. Found 1"),
+        ({"branches": 1}, "architecture.branches should be a whole number of at least 2. Found 1"),
         ({"branches": 2.0}, "architecture.branches"),
-        ({"warmup": 1}, "architecture.warmup should be a share"),
+        ({"warmup": 1}, "architecture.warmup should be a number of at least 0 and below 1"),
         ({"temperature": 0.0, "final_temperature": 0.0}, "architecture.temperature should be a number above 0"),
-        ({"temperature": 0.4}, r"final_temperature should be above 0 and at most architecture.temperature=0.4"),
+        ({"temperature": 0.4}, r"final_temperature should be a number above 0 and at most 0.4"),
     ],
 )
 def test_impossible_options_are_refused(changes: dict, hint: str) -> None:

@@ -219,7 +219,7 @@ def test_libmtls_network_with_our_f_is_the_same(monkeypatch: pytest.MonkeyPatch)
     ("options", "tasks", "says"),
     [
         ({}, TaskSet((MAKE,)), "architecture=single"),
-        ({"reduction": 0}, PAIR, r"architecture.reduction should be a whole number, 1 to 16 .* Found 0"),
+        ({"reduction": 0}, PAIR, r"architecture.reduction should be a whole number from 1 to 16 .* Found 0"),
         ({"reduction": 17}, PAIR, "Found 17"),
         ({"reduction": True}, PAIR, "Found True"),
     ],

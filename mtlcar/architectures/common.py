@@ -9,6 +9,7 @@ from mtlcar.architectures.base import Architecture, Shared
 from mtlcar.backbones.base import BackboneFactory, StagedBackbone
 from mtlcar.errors import UserError
 from mtlcar.heads.base import Head, HeadFactory
+from mtlcar.options import whole
 from mtlcar.tasks import Task, TaskSet
 
 
@@ -74,13 +75,10 @@ def copies(backbone: BackboneFactory, n: int, share_until: int) -> list[StagedBa
     Raises:
         UserError: `share_until` outside 0..K-1.
     """
-    trunks = [backbone() for _ in range(n)]
-    depth = trunks[0].depth
-    if isinstance(share_until, bool) or not isinstance(share_until, int) or not 0 <= share_until < depth:
-        raise UserError(
-            f"architecture.share_until should be a whole number of stages, 0 to {depth - 1} (the trunk has {depth}). "
-            f"Found {share_until!r}."
-        )
+    first = backbone()
+    most = f" (the trunk has {first.depth} stages)"
+    whole("architecture.share_until", share_until, least=0, most=first.depth - 1, because=most)
+    trunks = [first, *(backbone() for _ in range(n - 1))]
     for trunk in trunks[1:]:
         trunk.drop_first(share_until)
     return trunks

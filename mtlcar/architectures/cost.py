@@ -14,10 +14,12 @@ log = logging.getLogger("mtlcar")
 
 
 class Cost(TypedDict):
-    """`parameters` and `shared_parameters` as counts, `forward_gmacs` in 1e9 multiply-adds an image."""
+    """Of the network as it is trained `parameters` and `shared_parameters`, as it is evaluated `pruned_parameters`, as
+    counts, and `forward_gmacs` in 1e9 multiply-adds an image."""
 
     parameters: int
     shared_parameters: int
+    pruned_parameters: int
     forward_gmacs: float
 
 
@@ -43,6 +45,7 @@ def cost(architecture: Architecture, image_size: int) -> Cost:
     return {
         "parameters": sum(p.numel() for p in architecture.parameters()),
         "shared_parameters": sum(p.numel() for p in architecture.shared_parameters()),
+        "pruned_parameters": sum(p.numel() for p in architecture.pruned().parameters()),
         "forward_gmacs": counter.get_total_flops() / 2e9,
     }
 

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from mtlcar.architectures.base import Shared
 from mtlcar.architectures.common import TaskRepresentations, make_heads, several, trainable, typed
-from mtlcar.architectures.tokens import projections, read_tokens, token_trunk, token_width, whole
+from mtlcar.architectures.tokens import projections, read_tokens, token_trunk, token_width
 from mtlcar.backbones.base import BackboneFactory
 from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
+from mtlcar.options import whole
 from mtlcar.tasks import TaskSet
 
 
@@ -76,7 +77,9 @@ class CrossAttention(TaskRepresentations):
         self.tasks = tasks
         self.backbone = token_trunk(name, backbone)
         depth = self.backbone.depth
-        self.scales = whole("scales", scales, least=1, most=depth, because=f" (the trunk has {depth} stages)")
+        self.scales = whole(
+            "architecture.scales", scales, least=1, most=depth, because=f" (the trunk has {depth} stages)"
+        )
         self.width = token_width(width, self.backbone.features)
         n = len(tasks)
         read = self.backbone.channels[-self.scales :]

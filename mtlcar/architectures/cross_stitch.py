@@ -18,8 +18,8 @@ from mtlcar.architectures.common import (
     typed,
 )
 from mtlcar.backbones.base import BackboneFactory, StagedBackbone
-from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
+from mtlcar.options import flag, number
 from mtlcar.tasks import TaskSet
 
 
@@ -58,10 +58,8 @@ class CrossStitch(TaskRepresentations):
     ) -> None:
         super().__init__()
         several("cross_stitch", tasks)
-        if isinstance(own, bool) or not isinstance(own, int | float) or not 0 <= own <= 1:
-            raise UserError(f"architecture.own should be a number within 0 and 1. Found {own!r}.")
-        if not isinstance(per_channel, bool):
-            raise UserError(f"architecture.per_channel should be true or false. Found {per_channel!r}.")
+        own = number("architecture.own", own, least=0, most=1)
+        per_channel = flag("architecture.per_channel", per_channel)
         self.name = name
         self.tasks = tasks
         self.share_until = share_until
@@ -69,7 +67,7 @@ class CrossStitch(TaskRepresentations):
         self.backbone = trunks[0]
         self.others = nn.ModuleList(trunks[1:])
         widths = [c if per_channel else 1 for c in self.backbone.channels[share_until:]]
-        self.stitches = nn.ModuleList(Stitch(len(tasks), width, float(own)) for width in widths)
+        self.stitches = nn.ModuleList(Stitch(len(tasks), width, own) for width in widths)
         heads = make_heads(tasks, head, self.backbone.features)
         for trunk, reads in zip(trunks, heads, strict=True):
             freeze_unused_pooling(trunk, [reads])

@@ -1,6 +1,5 @@
 """DSelect-k: a mixture of experts in which every task comes to read at most k of them."""
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -12,6 +11,7 @@ from mtlcar.architectures.selectors import Selectors, entropy, inverse_mass
 from mtlcar.backbones.base import BackboneFactory
 from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
+from mtlcar.options import number
 from mtlcar.tasks import TaskSet
 
 SelectorInput = Literal["static", "stem", "image"]
@@ -28,6 +28,8 @@ class DSelectK(MMoE):
 
     of gates that read something, the mean of this over the batch. The second term is the authors': codes that name no
     expert get their share, and the mixture is not divided by what is left, but the term is least where it is 1.
+
+    Weight decay, which the matrices of z and alpha get like any others, draws saturated bits back towards 1/2.
 
     Departures. The authors' code sums both terms over the batch, so that their size grows with it. Every expert is
     computed whatever its weight: what the sparse gate saves at inference is not taken. LibMTL's class is share_until=0,
@@ -58,21 +60,16 @@ class DSelectK(MMoE):
         gamma: float = 1.0,
         entropy: float = 1e-6,
     ) -> None:
-        for key, value, good, expected in (
-            ("gate", gate, gate in get_args(SelectorInput), f"one of {', '.join(get_args(SelectorInput))}"),
-            ("gamma", gamma, 0 < gamma < math.inf, "a number above 0"),
-            ("entropy", entropy, 0 <= entropy < math.inf, "a number of at least 0"),
-        ):
-            if not good:
-                raise UserError(f"architecture.{key} should be {expected}. Found {value!r}.")
+        if gate not in get_args(SelectorInput):
+            raise UserError(f"architecture.gate should be one of {', '.join(get_args(SelectorInput))}. Found {gate!r}.")
         checked_number("k", k, 1, "It is how many experts a task may read.")
         checked_number("experts", experts, 2, "One expert for all tasks is architecture=parallel.")
         if k > experts:
             raise UserError(f"architecture.k should be at most architecture.experts={experts}. Found {k}.")
         self.static = gate == "static"  # before the rest, which makes the gates
         self.k = k
-        self.gamma = float(gamma)
-        self.entropy = float(entropy)
+        self.gamma = number("architecture.gamma", gamma, above=0)
+        self.entropy = number("architecture.entropy", entropy, least=0)
         super().__init__(
             tasks=tasks,
             backbone=backbone,

@@ -19,8 +19,8 @@ from mtlcar.architectures.common import (
 )
 from mtlcar.architectures.gates import Gate, GateInput, check_gate, gate_features, gate_width, mix
 from mtlcar.backbones.base import BackboneFactory, StagedBackbone
-from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
+from mtlcar.options import whole
 from mtlcar.tasks import TaskSet
 
 
@@ -142,9 +142,6 @@ class OneLevel(Experts):
 
 
 def checked_number(key: str, number: object, smallest: int, instead: str) -> int:
-    """UserError unless `number` is a whole number of at least `smallest`; `instead` says what to do below that."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < smallest:
-        raise UserError(
-            f"architecture.{key} should be a whole number of at least {smallest}. Found {number!r}. {instead}"
-        )
-    return number
+    """`architecture.<key>` as a whole number of at least `smallest`; `instead` says what to do below that."""
+    below = type(number) is int and number < smallest and instead
+    return whole(f"architecture.{key}", number, least=smallest, because=f" ({instead.rstrip('.')})" if below else "")

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from mtlcar.architectures.base import Architecture, Shared
 from mtlcar.architectures.common import above_trunk, as_output, make_heads, several, trainable, typed
 from mtlcar.architectures.knowledge import KnowledgeExchange
-from mtlcar.architectures.tokens import amount, projections, read_tokens, token_trunk, token_width
+from mtlcar.architectures.tokens import projections, read_tokens, token_trunk, token_width
 from mtlcar.backbones.base import BackboneFactory
 from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
+from mtlcar.options import number
 from mtlcar.tasks import TaskSet
 
 
@@ -64,8 +65,8 @@ class KEM(Architecture):
         several(name, tasks)
         self.name = name
         self.tasks = tasks
-        self.broadcast = amount("broadcast", broadcast)
-        self.beta = amount("beta", beta)
+        self.broadcast = number("architecture.broadcast", broadcast, least=0)
+        self.beta = number("architecture.beta", beta, least=0)
         if self.beta and not self.broadcast:
             raise UserError(
                 f"architecture.beta={beta} bounds what the memory passes on, and with architecture.broadcast=0 there "
@@ -76,7 +77,7 @@ class KEM(Architecture):
         self.projections = projections(len(tasks), self.backbone.features, self.width, bias=False)
         # Made in any case: wrong options are refused, and the heads start the same, with the exchange and without.
         exchange = KnowledgeExchange(self.width, slots=slots, top_k=top_k, noisy=self.beta > 0)
-        embedding = nn.Parameter(0.02 * torch.randn(len(tasks), 1, self.width))
+        embedding = nn.ParameterList(0.02 * torch.randn(self.width) for _ in tasks)  # vectors: no weight decay
         self.exchange = exchange if self.broadcast else None
         self.embedding = embedding if self.broadcast else None
         self.heads = nn.ModuleList(make_heads(tasks, head, self.width))
@@ -87,7 +88,7 @@ class KEM(Architecture):
         own = [projection(tokens) for projection in self.projections]
         if self.embedding is None:
             return own
-        return [x + e for x, e in zip(own, self.embedding.unbind(), strict=True)]
+        return [x + e for x, e in zip(own, self.embedding, strict=True)]
 
     def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:
         last = self.backbone(image)[-1]

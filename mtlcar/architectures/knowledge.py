@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mtlcar.architectures.tokens import whole
+from mtlcar.options import whole
 
 FIRST_LOG_VARIANCE = -5.0
 """Where the noise of the information bottleneck starts: a standard deviation of 0.08."""
@@ -46,9 +46,11 @@ class KnowledgeExchange(nn.Module):
     def __init__(self, width: int, *, slots: int, top_k: int, noisy: bool) -> None:
         super().__init__()
         self.width = width
-        slots = whole("slots", slots, least=2, because=" (a softmax over one slot is constant and does not train)")
+        slots = whole(
+            "architecture.slots", slots, least=2, because=" (a softmax over one slot is constant and does not train)"
+        )
         self.top_k = whole(
-            "top_k", top_k, least=2, because=" (a softmax over one token is constant; R would not train)"
+            "architecture.top_k", top_k, least=2, because=" (a softmax over one token is constant; R would not train)"
         )
         self.memory = nn.Parameter(torch.randn(slots, width))
         self.retrieve_query, self.retrieve_key, self.retrieve_value = (self._map(width) for _ in range(3))

@@ -24,6 +24,7 @@ from mtlcar.architectures.common import (
 from mtlcar.backbones.base import BackboneFactory, StagedBackbone
 from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
+from mtlcar.options import number, whole
 from mtlcar.tasks import TaskSet
 
 Path = tuple[int, ...]
@@ -43,7 +44,7 @@ class LTB(TaskRepresentations):
     - Training: for the first epochs x is the mean of the parents and the logits stand still; then parents are drawn in
       every forward pass, from the device's global generator, at the temperature
       tau = temperature / sqrt(1 + ((temperature / final_temperature)^2 - 1) p), p from 0 (first epoch) to 1 (last).
-      A network that `begin_epoch` never told of an epoch is in the first of one.
+      A network that `begin_epoch` never told of an epoch is in the only one of a run, and draws.
     - Evaluation: every branch takes its likeliest parent, at a tie the first, in the warm-up too; nothing is drawn,
       and branches that no task reaches are not computed (under `torch.compile` they are, and not used).
     - `pruned()` is that tree by itself, without the other branches and the logits; it can be trained further.
@@ -58,7 +59,7 @@ class LTB(TaskRepresentations):
     Args:
         share_until: s, shared first stages, 0 to K - 2.
         branches: of every unshared stage but the last, at least 2; None: T.
-        warmup: share of the epochs, 0 to below 1, begun ones whole.
+        warmup: share of the epochs, 0 to below 1, begun ones whole; the last epoch is none of them.
         temperature, final_temperature: tau in the first and in the last epoch; the draws do not depend on it, only
             their gradients do, which are smoother and more biased at high tau.
     """
@@ -78,19 +79,11 @@ class LTB(TaskRepresentations):
     ) -> None:
         super().__init__()
         several("ltb", tasks)
-        for key, value, good, expected in (
-            ("branches", branches, branches is None or (type(branches) is int and branches >= 2), "null or at least 2"),
-            ("warmup", warmup, 0 <= warmup < 1, "a share of the epochs, at least 0 and below 1"),
-            ("temperature", temperature, 0 < temperature < math.inf, "a number above 0"),
-            (
-                "final_temperature",
-                final_temperature,
-                0 < final_temperature <= temperature,
-                f"above 0 and at most architecture.temperature={temperature}",
-            ),
-        ):
-            if not good:
-                raise UserError(f"architecture.{key} should be {expected}. Found {value!r}.")
+        if branches is not None:
+            whole("architecture.branches", branches, least=2)
+        number("architecture.warmup", warmup, least=0, below=1)
+        number("architecture.temperature", temperature, above=0)
+        number("architecture.final_temperature", final_temperature, above=0, most=temperature)
         self.name = name
         self.tasks = tasks
         self.warmup = warmup
@@ -126,7 +119,8 @@ class LTB(TaskRepresentations):
         first, last = self.temperatures
         progress = min(epoch / max(epochs - 1, 1), 1.0)
         tau = first / math.sqrt(1 + ((first / last) ** 2 - 1) * progress)
-        self.temperature = None if epoch < self.warmup * epochs else tau
+        warming_up = epoch < self.warmup * epochs and epoch < epochs - 1
+        self.temperature = None if warming_up else tau
 
     def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:
         x = self.backbone.through(image, 0, self.unshared.start)

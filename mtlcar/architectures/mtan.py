@@ -20,8 +20,8 @@ from mtlcar.architectures.common import (
 )
 from mtlcar.backbones.base import BackboneFactory, StagedBackbone
 from mtlcar.backbones.cut import with_last_input
-from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
+from mtlcar.options import whole
 from mtlcar.tasks import TaskSet
 
 
@@ -69,12 +69,8 @@ class MTAN(TaskRepresentations):
         self.tasks = tasks
         self.backbone = backbone()
         channels = self.backbone.channels
-        smallest = min(channels)
-        if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= smallest:
-            raise UserError(
-                f"architecture.reduction should be a whole number, 1 to {smallest} (the fewest channels of a stage). "
-                f"Found {reduction!r}."
-            )
+        fewest = " (the fewest channels of a stage)"
+        reduction = whole("architecture.reduction", reduction, least=1, most=min(channels), because=fewest)
         widths = input_channels(self.backbone, backbone.image_size)
         row = self.backbone.class_row
         self.passed = nn.ModuleList(PassedOn(i, o, row) for i, o in zip(channels[:-1], widths[1:], strict=True))

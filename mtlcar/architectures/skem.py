@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mtlcar.architectures.kem import KEM
-from mtlcar.architectures.tokens import whole
 from mtlcar.backbones.base import BackboneFactory
 from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
+from mtlcar.options import whole
 from mtlcar.tasks import TaskSet
 
 SEED = 0
@@ -86,7 +86,7 @@ class SKEM(KEM):
                 "architecture.vertices=null takes the number of classes of the finest classification, and there is "
                 "none among the tasks. Give a number, or use architecture=kem."
             )
-        chosen = len(finest.classes) if vertices is None else whole("vertices", vertices, least=2)
+        chosen = len(finest.classes) if vertices is None else whole("architecture.vertices", vertices, least=2)
         if self.width < chosen:
             raise UserError(
                 f"architecture.width should be at least the {chosen} vertices of the simplex "

@@ -1,6 +1,5 @@
 """What architectures on tokens have in common: their trunk, each task's own tokens of a map, and what a head reads."""
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from mtlcar.architectures.common import freeze_unused_pooling
 from mtlcar.backbones.base import BackboneFactory, StagedBackbone
 from mtlcar.errors import UserError
 from mtlcar.heads.base import Head
+from mtlcar.options import whole
 
 
 def token_trunk(name: str, backbone: BackboneFactory) -> StagedBackbone:
@@ -45,19 +45,4 @@ def read_tokens(trunk: StagedBackbone, heads: Sequence[Head], tokens: Sequence[T
 
 def token_width(width: int | None, channels: int) -> int:
     """`architecture.width`, None: the channels of the trunk's last map."""
-    return channels if width is None else whole("width", width, least=1)
-
-
-def whole(key: str, value: object, *, least: int, most: int | None = None, because: str = "") -> int:
-    """`architecture.<key>` as an int within the bounds; UserError for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least and (most is None or value <= most):
-        return value
-    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-    raise UserError(f"architecture.{key} should be a whole number {bounds}{because}. Found {value!r}.")
-
-
-def amount(key: str, value: object) -> float:
-    """`architecture.<key>` as a finite number of at least 0; UserError for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
-        return float(value)
-    raise UserError(f"architecture.{key} should be a finite number of at least 0. Found {value!r}.")
+    return channels if width is None else whole("architecture.width", width, least=1)

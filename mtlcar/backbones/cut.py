@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtlcar.backbones.base import StagedBackbone
 from mtlcar.errors import UserError
+from mtlcar.options import whole
 
 
 class Stage(nn.Sequential):
@@ -165,8 +166,7 @@ class CutBackbone(StagedBackbone):
             raise UserError(f"backbone.std should be positive. Found {list(self.std)}.")
         for stage in pieces.stages:
             stage.checkpointing = checkpointing
-        if not 0 <= frozen_stages <= len(self.stages):
-            raise UserError(f"backbone.frozen_stages should be 0 to {len(self.stages)}. Found {frozen_stages}.")
+        whole("backbone.frozen_stages", frozen_stages, least=0, most=len(self.stages))
         self.frozen: tuple[nn.Module, ...] = tuple(self.stages)[:frozen_stages]
         if frozen_stages == len(self.stages):
             self.frozen += (self.pooling,)

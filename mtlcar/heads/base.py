@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from mtlcar.errors import UserError
+from mtlcar.options import number
 from mtlcar.tasks import Task
 
 
@@ -58,9 +58,7 @@ class SameKind:
 
 def checked_dropout(p: float) -> float:
     """UserError unless 0 <= p < 1."""
-    if not 0 <= p < 1:
-        raise UserError(f"head.dropout should be at least 0 and below 1. Found {p}.")
-    return float(p)
+    return number("head.dropout", p, least=0, below=1)
 
 
 def fully_connected(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

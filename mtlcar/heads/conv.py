@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtlcar.backbones.base import GlobalAveragePool
 from mtlcar.errors import UserError
 from mtlcar.heads.base import Head, checked_dropout, fully_connected
+from mtlcar.options import whole
 
 
 class Conv(Head):
@@ -41,6 +42,7 @@ class Conv(Head):
     ) -> None:
         super().__init__()
         self.name = name
+        hidden = whole("head.hidden", hidden, least=1)
         p = checked_dropout(dropout)
         self.input_dropout = nn.Identity()
         self.blocks = nn.Sequential(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlcar.heads.base import Head, checked_dropout, fully_connected
+from mtlcar.options import whole
 
 
 class MLP(Head):
@@ -36,6 +37,7 @@ class MLP(Head):
     ) -> None:
         super().__init__()
         self.name = name
+        hidden = whole("head.hidden", hidden, least=1)
         self.input_dropout = nn.Identity()
         self.layers = nn.Sequential(*fully_connected(in_features + extra_features, hidden, checked_dropout(dropout)))
         self.output = nn.Linear(hidden, out_features)

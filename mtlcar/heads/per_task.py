@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from mtlcar.config import conf_dir, groups
 from mtlcar.errors import UserError, did_you_mean
-from mtlcar.heads.base import Head
+from mtlcar.heads.base import Head, checked_dropout
 from mtlcar.tasks import Task
 
 
@@ -36,9 +36,10 @@ class PerTask:
     ) -> None:
         self.name = name
         self.default = default
-        self.kinds = dict(kinds or {})
-        self.options = {task: dict(given) for task, given in (options or {}).items()}
-        self.dropout = dropout
+        self.kinds = mapping("kinds", kinds, "{hardness:mlp}")
+        given = mapping("options", options, "{hardness:{hidden:64}}")
+        self.options = {task: mapping(f"options.{task}", of, "{hidden:64}") for task, of in given.items()}
+        self.dropout = None if dropout is None else checked_dropout(dropout)
         possible = [n for n in groups()["head"] if n != "per_task"]
         for key, kind in [("default", default), *((f"kinds.{t}", k) for t, k in self.kinds.items())]:
             if kind not in possible:
@@ -60,10 +61,25 @@ class PerTask:
         kind = self.kinds.get(task.name, self.default)
         node: Any = OmegaConf.load(conf_dir() / "head" / f"{kind}.yaml")
         for key, value in self.options.get(task.name, {}).items():
-            if key not in node:
-                raise UserError(f"head.options.{task.name}.{key}: head={kind} has no such option.")
+            own = [k for k in node if k not in ("_target_", "name")]
+            if key not in own:
+                raise UserError(
+                    f"head.options.{task.name}.{key}: head={kind} has no such option.{did_you_mean(str(key), own)} "
+                    f"There are: {', '.join(own)}."
+                )
             node[key] = value
         if self.dropout is not None and "dropout" not in self.options.get(task.name, {}):
             node.dropout = self.dropout
-        head: Head = instantiate(node, _partial_=True)(in_features, task.outputs, extra_features=extra_features)
+        make = instantiate(node, _partial_=True)
+        try:
+            head: Head = make(in_features, task.outputs, extra_features=extra_features)
+        except UserError as error:
+            raise UserError(f"The head of {task.name}: {error}") from error
         return head
+
+
+def mapping(key: str, given: Any, example: str) -> dict[str, Any]:
+    """`head.<key>` as a dictionary, empty for null; UserError for anything else."""
+    if given is None or isinstance(given, Mapping):
+        return dict(given or {})
+    raise UserError(f"head.{key} should be a dictionary, such as {example}. Found {given!r}.")

@@ -54,7 +54,7 @@ def problems(cfg: DictConfig) -> Iterator[str]:
     if not sweep or any(c in sweep for c in "/\\") or sweep.startswith("."):
         yield f"sweep names a folder and should hold no slash and no leading dot. Found {cfg.sweep!r}."
     dropout = cfg.head.get("dropout", 0)
-    if not _is_number(dropout) or not 0 <= dropout < 1:
+    if dropout is not None and (not _is_number(dropout) or not 0 <= dropout < 1):
         yield f"head.dropout should be at least 0 and below 1. Found {dropout!r}."
     for name, node in cfg.callbacks.items():
         if OmegaConf.is_dict(node) and "_target_" not in node:

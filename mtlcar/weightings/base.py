@@ -45,10 +45,12 @@ class Applied:
     Attributes:
         weights: what multiplied each task's gradient, [T], detached; None where no T numbers say it.
         gramian: of the task gradients, [T, T]; None for methods that never see them.
+        apart: whether each task's gradient is of something of its own, so that angles between them mean nothing.
     """
 
     weights: Tensor | None
     gramian: Tensor | None = None
+    apart: bool = False
 
 
 class Weighting(nn.Module, Callback, ABC):
@@ -285,7 +287,8 @@ class GradientCombiner(Weighting):
         sizes = [t.numel() for t in gradients.targets]
         parts = [v.view(t.shape) for v, t in zip(combined.split(sizes), gradients.targets, strict=True)]
         enter(step, gradients, parts)
-        return Applied(self.applied, found)
+        # Representations of the tasks' own: no task has a gradient in another's, which is no harmony.
+        return Applied(self.applied, found, apart=self.level == "representation" and len(step.bottleneck) > 1)
 
 
 def task_gradients(level: str, step: Step) -> TaskGradients:
