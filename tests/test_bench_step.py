@@ -16,8 +16,8 @@ from mtlcar.weightings.base import Weighting
 from tests.test_bench import SMALL, torch_settings
 
 KEYS = {
-    "name", "tasks", "parameters", "shared_parameters", "pruned_parameters", "forward_gmacs", "step_ms", "ratio_to_parallel",
-    "ratio_low", "ratio_high", "task_gmacs", "latency_ms",
+    "name", "tasks", "parameters", "shared_parameters", "pruned_parameters", "forward_gmacs", "step_ms",
+    "ratio_to_parallel", "ratio_low", "ratio_high", "task_gmacs", "latency_ms",
 }  # fmt: skip
 
 
