@@ -20,6 +20,11 @@ def test_the_small_grid_of_paper_b_is_one_multirun_and_one_report(tmp_path: Path
         assert metrics["status"] == "finished"
         assert metrics["cost"]["shared_parameters"] > 0
         assert set(metrics["cost"]["task_gmacs"]) == {"make", "model"}
+    trees = [metrics["findings"]["tree"] for metrics in found if "tree" in metrics["findings"]]
+    assert len(trees) == 4
+    for tree in trees:  # a branch in each of the three stages that ltb does not share; the last is the task's own
+        assert {task: path[-1] for task, path in tree.items()} == {"make": 0, "model": 1}
+        assert all(len(path) == 3 and set(path) <= {0, 1} for path in tree.values())
     mtlcar("report", str(sweep))
     table = pd.read_csv(sweep / "report" / "table.csv")
     assert len(table) == 24

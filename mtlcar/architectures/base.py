@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -67,6 +68,10 @@ class Architecture(nn.Module, ABC):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Called before epoch `epoch` of 0..epochs-1, for what follows a schedule."""
+
+    def findings(self) -> dict[str, Any]:
+        """What training has found out about sharing, for metrics.json: JSON values, empty where nothing is searched."""
+        return {}
 
     def pruned(self) -> "Architecture":
         """The same network without what evaluation does not use, for export; `self` where everything is used."""

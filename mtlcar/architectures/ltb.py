@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,9 @@ class LTB(TaskRepresentations):
         """Task -> its branch in every unshared stage, input side first: tasks share a stage where their branches are
         equal."""
         return dict(zip(self.tasks.names, self._paths(), strict=True))
+
+    def findings(self) -> dict[str, Any]:
+        return {"tree": {task: list(path) for task, path in self.tree().items()}}
 
     def pruned(self) -> "LTB":
         """A copy that has the tree of today's choices alone, in training too."""

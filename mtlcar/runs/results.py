@@ -81,6 +81,7 @@ def metrics_json(
         "per_class": finite(tables),
         "timing": timing.summary(),
         "cost": costs(parts),
+        "findings": parts.module.architecture.findings(),
         "data": {name: len(rows) for name, rows in parts.data.indices.items()},
         "versions": versions(),
         "wandb": wandb_info(loggers),
