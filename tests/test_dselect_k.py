@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mtlcar.architectures.cost import cost
 from mtlcar.architectures.dselect_k import DSelectK
 from mtlcar.errors import UserError
 from mtlcar.tasks import TaskSet
@@ -164,3 +165,8 @@ def test_the_parameters_are_mmoes_and_the_selectors() -> None:
 def test_impossible_options_are_refused(options: dict, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         build("dselect_k", options.get("tasks", CARS), **{k: v for k, v in options.items() if k != "tasks"})
+
+
+def test_constant_gates_are_counted_too() -> None:
+    found = cost(build("dselect_k", gate="static"), 32)
+    assert found["forward_gmacs"] > 0

@@ -26,7 +26,8 @@ class Constant(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bias.expand(len(x), -1)
+        # A new tensor, not a view of the parameter: torch's counter of operations stumbles over those without a graph.
+        return self.bias.expand(len(x), -1).clone()
 
 
 class Selectors(nn.Module):
