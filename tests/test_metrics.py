@@ -97,6 +97,7 @@ def brute_force(batch: Batch) -> dict[str, float]:
     y, e = t["weight"][ok].astype(float), (p["weight"][ok].astype(float) - t["weight"][ok].astype(float))
     found |= {"weight/mae": np.mean(np.abs(e)), "weight/mse": np.mean(e**2), "weight/rmse": np.mean(e**2) ** 0.5}
     found["weight/mape"] = 100 * np.mean(np.abs(e / y))
+    found["weight/within_8"] = np.mean(np.abs(e / y) <= 0.08)
     found["weight/r2"] = 1 - np.sum(e**2) / np.sum((y - y.mean()) ** 2)
     return {k: float(v) for k, v in found.items()}
 
@@ -248,6 +249,16 @@ def test_zero_labels_do_not_enter_mape_and_equal_labels_have_no_r2() -> None:
     assert values([NAN, 1.0], [NAN, 1.0])["w/mae"] == 0.0
 
 
+def test_within_8_counts_its_edge_and_leaves_out_labels_that_are_0() -> None:
+    tasks = TaskSet([Task("w", "regression", unit="kg"), Task("c", "classification", classes=("a", "b"))])
+    # Off by -8 %, +8 %, a little more, of a negative label; no number; of 0; of a missing label.
+    p = {"w": torch.tensor([92.0, 270.0, 108.01, -107.0, NAN, 0.0, 1.0]), "c": torch.zeros(7, dtype=torch.int64)}
+    t = {"w": torch.tensor([100.0, 250.0, 100.0, -100.0, 100.0, 0.0, NAN]), "c": torch.tensor([0, 0, 0, 1, 1, 1, 1])}
+    m = metrics((p, t, {}), tasks=tasks, prefix="test/")
+    assert m.compute()["test/w/within_8"] == 3 / 5
+    assert [m.tables()["c"][name]["w/within_8"] for name in ("a", "b")] == [2 / 3, 1 / 2]
+
+
 def test_tables_give_recall_and_errors_per_class_of_the_finest_task() -> None:
     tasks = TaskSet(
         [
@@ -268,6 +279,7 @@ def test_tables_give_recall_and_errors_per_class_of_the_finest_task() -> None:
     assert row["property/mae"] == 55.0
     assert row["property/mse"] == 5050.0
     assert row["property/mape"] == pytest.approx(12.5)
+    assert row["property/within_8"] == 0.5
     # The image without a class counts in the whole, not in a class.
     assert m.compute()["property/mae"] == pytest.approx(110 / 3)
 

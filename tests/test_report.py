@@ -223,23 +223,6 @@ def test_bootstrap_interval_lies_within_the_values_and_is_the_same_each_time(val
     assert (low, high) == over_images(np.array(values), resamples=50)
 
 
-def test_a_group_that_differs_is_one_column_with_its_own_keys_folded() -> None:
-    flats = [flatten(config(a, weighting__weights=w), CARS.names) for a in ("parallel", "cascade") for w in WEIGHTS]
-    assert varied(flats) == ["architecture.name", "weighting.weights"]
-
-
-def test_a_key_that_differs_within_one_name_is_its_own_column() -> None:
-    made = [config("parallel"), config("cascade"), config("cascade", architecture__feed="softmax")]
-    assert varied([flatten(c, CARS.names) for c in made]) == ["architecture.name", "architecture.feed"]
-
-
-def test_paths_loggers_seeds_and_spelling_do_not_count_as_varied() -> None:
-    other = config(seed=3, logger={"name": "wandb", "mode": "offline"}, paths={"runs": "/elsewhere"}, sweep="x")
-    other["head"]["dropout"] = 0
-    other["data"]["split_seed"] = 3
-    assert varied([flatten(config(), CARS.names), flatten(other, CARS.names)]) == []
-
-
 def test_pretrained_weights_count_as_varied_by_file_name() -> None:
     made = [config(backbone__weights=w) for w in (None, "/a/lite0.safetensors", "/b/lite0.safetensors")]
     flats = [flatten(c, CARS.names) for c in made]
@@ -345,7 +328,6 @@ def test_a_large_grid_draws_its_best_cells_alone(tmp_path: Path) -> None:
     [
         ({"data__batch_size": 64}, "batch size (data.batch_size) differs: 32, 64"),
         ({"trainer__max_epochs": 2}, "number of epochs (trainer.max_epochs) differs: 2, 4"),
-        ({"data__split": "official"}, "split (data.split) differs"),
         ({"data__image_size": 96}, "image size (data.image_size) differs: 64, 96"),
         ({"seed": 5}, "seeds differ"),
     ],

@@ -8,7 +8,11 @@ from torch import Tensor
 from mtlcar.exact import exact
 from mtlcar.metrics.sums import Sums
 
-ERRORS = ("mae", "mse", "rmse", "mape", "r2")
+ERRORS = ("mae", "mse", "rmse", "mape", "within_8", "r2")
+"""The metrics' names; `within_8` and `r2` are better when higher."""
+
+WITHIN = 0.08
+"""Largest |error| / |label| that `within_8` counts (arXiv 2403.17926: "98.6 % of images within 8 %")."""
 
 _EXACT = exact()
 
@@ -18,9 +22,10 @@ class RegressionSums(Sums):
 
     - `mae`, `rmse` in the label's unit, `mse` in its square;
     - `mape`: mean |error| / |label| in percent, over the labels that are not 0 (where it is not defined);
+    - `within_8`: the share of those labels with |error| / |label| <= 0.08, a fraction;
     - `r2`: 1 - sum error^2 / sum (label - mean label)^2; not defined when all labels are equal.
 
-    A NaN prediction of a valid label makes the errors NaN: it is not hidden.
+    A NaN prediction of a valid label makes the errors NaN and is outside the 8 %: it is not hidden.
 
     Args:
         classes: classes of the task that the errors are broken down by; 0 for no breakdown.
@@ -29,8 +34,9 @@ class RegressionSums(Sums):
     def __init__(self, classes: int = 0) -> None:
         super().__init__()
         self.classes = classes
-        # Columns: count, |e|, e^2, count of y != 0, |e / y|, y, y^2. Rows: the classes, then the missing class.
-        self.add_state("sums", torch.zeros(classes + 1, 7, dtype=_EXACT), dist_reduce_fx="sum")
+        # Columns: count, |e|, e^2, count of y != 0, |e / y|, count of |e / y| <= 0.08, y, y^2.
+        # Rows: the classes, then the missing class.
+        self.add_state("sums", torch.zeros(classes + 1, 8, dtype=_EXACT), dist_reduce_fx="sum")
         self.sums: Tensor
 
     def update(self, prediction: Tensor, target: Tensor, class_target: Tensor | None = None) -> None:
@@ -41,7 +47,9 @@ class RegressionSums(Sums):
         error = torch.where(valid, (prediction.to(_EXACT) - y).abs(), 0.0)
         nonzero = valid & (y != 0)
         relative = torch.where(nonzero, error / torch.where(nonzero, y.abs(), 1.0), 0.0)
-        rows = torch.stack([valid.to(_EXACT), error, error**2, nonzero.to(_EXACT), relative, y, y**2], dim=1)
+        within = nonzero & (relative <= WITHIN)
+        columns = [valid, error, error**2, nonzero, relative, within, y, y**2]
+        rows = torch.stack([column.to(_EXACT) for column in columns], dim=1)
         if class_target is None:
             class_target = torch.full_like(target, -1, dtype=torch.int64)
         slot = torch.where(class_target >= 0, class_target, self.classes)
@@ -59,12 +67,13 @@ class RegressionSums(Sums):
 
 def errors(row: list[float]) -> dict[str, float]:
     """The sums of `RegressionSums` -> the metrics that are defined."""
-    count, absolute, squared, nonzero, relative, total, total_squared = row
+    count, absolute, squared, nonzero, relative, within, total, total_squared = row
     if not count:
         return {}
     values = {"mae": absolute / count, "mse": squared / count, "rmse": (squared / count) ** 0.5}
     if nonzero:
         values["mape"] = 100 * relative / nonzero
+        values["within_8"] = within / nonzero
     spread = total_squared - total**2 / count
     if spread > 1e3 * torch.finfo(_EXACT).eps * total_squared:  # below, it is rounding: the labels are equal
         values["r2"] = 1 - squared / spread

@@ -10,9 +10,13 @@ from matplotlib.figure import Figure
 
 from mtlcar.report.collect import Found, collect
 from mtlcar.report.comparison import Comparison, compare
-from mtlcar.report.figures import SHOWN_CELLS, curve_metrics, curves_figure, main_metric, test_figure
+from mtlcar.report.figures import PANELS, SHOWN_CELLS, curve_metrics, curves_figure, main_metric, test_figure
 from mtlcar.report.matching import main_fixed, other_fixed, test_sets, unmatched
-from mtlcar.report.render import Page, markdown, page_html
+from mtlcar.report.per_class import class_table
+from mtlcar.report.published import table_1
+from mtlcar.report.render import Page, Table, markdown, page_html
+from mtlcar.report.specimen_figure import drawn, specimen_figure
+from mtlcar.report.specimens import specimen_table, worst_table
 from mtlcar.report.table import frame, headings, rows, run_headings, run_rows
 from mtlcar.runs.files import replacing, write_text
 
@@ -21,7 +25,7 @@ def build(directories: Sequence[Path], output: Path) -> tuple[Path, list[Compari
     """Write `report.html`, `report.md`, `table.csv` and `figures/*.png` to `output`, each by renaming.
 
     Returns:
-        The path of report.html, the comparisons (one per dataset) and what was found.
+        The path of report.html, the comparisons (one per dataset and split) and what was found.
 
     Raises:
         UserError: there is no finished run below `directories`.
@@ -50,36 +54,51 @@ def _page(comparison: Comparison, several: bool) -> Page:
     count = f"{len(comparison.runs)} runs: {len(comparison.cells)} cells, seeds {'; '.join(seeds)}."
     varied = ", ".join(comparison.titles) if comparison.titles else "nothing but the seed"
     page = Page(
-        title=comparison.dataset,
+        title=comparison.name,
         paragraphs=[count, f"Varied: {varied}.", f"Fixed: {', '.join(main_fixed(comparison)) or 'nothing'}."],
         warnings=[*unmatched(comparison), *comparison.disagree],
         heads=headings(comparison),
         rows=rows(comparison),
         notes=[_note(comparison)],
     )
-    prefix = f"{comparison.dataset}_" if several else ""
+    page.sections += [table for table in (table_1(comparison), specimen_table(comparison)) if table is not None]
+    _add_figures(page, comparison, several)
+    page.tables += [table for table in (class_table(comparison), worst_table(comparison)) if table is not None]
+    page.tables.append(Table(f"All {len(comparison.runs)} runs", run_headings(), run_rows(comparison)))
+    page.lists.append(("All fixed settings", other_fixed(comparison)))
+    if comparison.repeats:
+        page.lists.append(("Older runs of the same settings and seed, not counted", comparison.repeats))
+    return page
+
+
+def _add_figures(page: Page, comparison: Comparison, several: bool) -> None:
+    names = [comparison.dataset, *([] if comparison.split is None else [comparison.split])]
+    prefix = "".join(f"{name}_" for name in names) if several else ""
     figure = test_figure(comparison)
     if figure is not None:
-        caption = (
-            f"{comparison.dataset}: test results per cell. Filled: mean; line: 95 % interval; hollow: single seeds."
-        )
+        caption = f"{comparison.name}: test results per cell. Filled: mean; line: 95 % interval; hollow: single seeds."
         if len(comparison.cells) > SHOWN_CELLS:
             caption += (
                 f" Only the best {SHOWN_CELLS} of {len(comparison.cells)} cells by test {main_metric(comparison)}; "
                 "the table has all."
             )
         page.figures.append((f"{prefix}test.png", caption, _png(figure)))
+    panels = drawn(comparison)
+    figure = specimen_figure(comparison, panels)
+    if figure is not None:
+        caption = (
+            f"{comparison.name}: each dot is a specimen, its true value against the mean prediction over its tiles "
+            "of all seeds; bar: 10-90 % of them; grey band: within 8 %, a dot outside it is hollow."
+        )
+        if len(panels) == PANELS < len(comparison.cells):
+            caption += f" Only the {PANELS} of {len(comparison.cells)} cells with the least mean error of a specimen."
+        page.figures.append((f"{prefix}specimens.png", caption, _png(figure)))
     for metric in curve_metrics(comparison):
         figure = curves_figure(comparison, metric)
         if figure is not None:
             name = metric.replace("/", "_")
-            caption = f"{comparison.dataset}: {metric} by epoch. Line: mean over seeds; band: their range."
+            caption = f"{comparison.name}: {metric} by epoch. Line: mean over seeds; band: their range."
             page.figures.append((f"{prefix}curves_{name}.png", caption, _png(figure)))
-    page.tables.append((f"All {len(comparison.runs)} runs", run_headings(), run_rows(comparison)))
-    page.lists.append(("All fixed settings", other_fixed(comparison)))
-    if comparison.repeats:
-        page.lists.append(("Older runs of the same settings and seed, not counted", comparison.repeats))
-    return page
 
 
 def _note(comparison: Comparison) -> str:
@@ -108,6 +127,11 @@ def _note(comparison: Comparison) -> str:
         parts.append(
             "Where a network does not predict a coarse level itself, its class is the implied one: that has no "
             "consistency, and is compared under implied alone."
+        )
+    if comparison.pair is not None:
+        parts.append(
+            "within 8 %: images whose error is at most 8 % of the label; MAPE if class right: over the images whose "
+            "class a cell got right, so each cell has its own images there."
         )
     parts.append("fit, min: minutes of training, mean over seeds; comparable only on one machine under one load.")
     return " ".join(parts)

@@ -1,14 +1,14 @@
-"""Runs on one dataset, brought together: cells (what varied), their seeds, and their numbers with intervals."""
+"""Runs on one dataset's test images together: cells (what varied), their seeds, and their numbers with intervals."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mtlcar.report.collect import Run
-from mtlcar.report.intervals import Estimate, over_images, over_seeds
-from mtlcar.report.per_image import per_image
-from mtlcar.report.varied import NONE, Settings, by_content, constant, is_seed, settings, show, title, varied
+from mtlcar.report.estimates import estimate, shown_metrics
+from mtlcar.report.intervals import Estimate
+from mtlcar.report.per_image import class_and_value
+from mtlcar.report.varied import METHOD, NONE, Settings, by_content, constant, is_seed, settings, show, title, varied
 
 
 @dataclass
@@ -23,11 +23,14 @@ class Cell:
 
 @dataclass
 class Comparison:
-    """All runs on one dataset.
+    """All runs on one dataset, or on one split of it where there are several.
 
     Attributes:
+        split: the `data.split` of these runs; None where all runs on the dataset have the same.
         keys: the settings that varied, dotted; `titles` are their column names.
         fixed: the settings that did not.
+        differing: the settings that did, seeds and those folded into a name or method too -> their values.
+        pair: the class task and the value that tables by class and by specimen are of; None for other tasks.
         metrics: test metrics shown, in the order of the tasks, then `parameters` and `minutes`.
         repeats: runs left out because a newer one has the same settings and seed.
         doubtful: the same, but the fingerprints differ: a sentence each.
@@ -35,15 +38,27 @@ class Comparison:
     """
 
     dataset: str
+    split: str | None
     keys: list[str]
     titles: list[str]
     fixed: Settings
+    differing: dict[str, list[str]]
+    pair: tuple[str, str] | None
     cells: list[Cell]
     metrics: list[str]
     units: dict[str, str]
     repeats: list[str]
     doubtful: list[str]
     disagree: list[str]
+
+    @property
+    def name(self) -> str:
+        """`advanced_steel`, or `advanced_steel, split grouped` where other splits are compared too."""
+        return self.dataset if self.split is None else f"{self.dataset}, split {self.split}"
+
+    def values(self, key: str) -> list[str]:
+        """What the runs have for a setting; empty where they have no such setting."""
+        return [show(self.fixed[key])] if key in self.fixed else self.differing.get(key, [])
 
     @property
     def runs(self) -> list[Run]:
@@ -70,22 +85,34 @@ def replicate(run: Run) -> str:
 
 
 def compare(runs: Sequence[Run]) -> list[Comparison]:
-    """One comparison per dataset, in order of first appearance."""
-    datasets: dict[str, list[Run]] = {}
+    """One comparison per dataset, in order of first appearance, and per split of it (other test images are another
+    comparison), as they first finished."""
+    datasets: dict[str, dict[str | None, list[Run]]] = {}
     for run in runs:
-        datasets.setdefault(str(flat(run).get("data.name", "data")), []).append(run)
-    return [_compare(name, some) for name, some in datasets.items()]
+        values = flat(run)
+        split = show(values["data.split"]) if "data.split" in values else None
+        datasets.setdefault(str(values.get("data.name", "data")), {}).setdefault(split, []).append(run)
+    return [
+        _compare(name, split if len(splits) > 1 else None, some)
+        for name, splits in datasets.items()
+        for split, some in sorted(splits.items(), key=lambda item: min(run.finished for run in item[1]))
+    ]
 
 
-def _compare(dataset: str, runs: list[Run]) -> Comparison:
+def _compare(dataset: str, split: str | None, runs: list[Run]) -> Comparison:
     flats = by_content([flat(run) for run in runs], [run.digests for run in runs])
-    keys = sorted(varied(flats), key=lambda key: (key != "architecture.name", not key.endswith(".name")))
+    first = (METHOD, "architecture.name")
+    keys = sorted(
+        varied(flats), key=lambda key: (first.index(key) if key in first else len(first), not key.endswith(".name"))
+    )
     titles = _titles(keys)
+    fixed = constant(flats)
     cells: dict[tuple[str, ...], Cell] = {}
     repeats, doubtful = [], []
     for run, values in sorted(zip(runs, flats, strict=True), key=lambda pair: -pair[0].finished):
         cell_values = tuple(show(values[key]) if key in values else NONE for key in keys)
-        cell = cells.setdefault(cell_values, Cell(cell_values, label(titles, cell_values)))
+        called = label(titles, cell_values) if keys else str(fixed.get(METHOD, "all runs"))
+        cell = cells.setdefault(cell_values, Cell(cell_values, called))
         newer = next((other for other in cell.runs if replicate(other) == replicate(run)), None)
         if newer is None:
             cell.runs.append(run)
@@ -97,23 +124,35 @@ def _compare(dataset: str, runs: list[Run]) -> Comparison:
                 "fingerprint is another, so something that the table does not show differs"
             )
     ordered = _in_order(list(cells.values()))
-    metrics = shown_metrics(runs)
+    pairs = {class_and_value(run.tasks) for run in runs}
+    pair = pairs.pop() if len(pairs) == 1 else None
+    metrics = shown_metrics(runs, pair)
     disagree: list[str] = []
     for cell in ordered:
         cell.runs.sort(key=replicate)
-        _estimate(cell, metrics, disagree)
+        cell.numbers, contradicted = estimate(cell.runs, metrics)
+        disagree += contradicted
     return Comparison(
         dataset=dataset,
+        split=split,
         keys=keys,
         titles=titles,
-        fixed=constant(flats),
+        fixed=fixed,
+        differing=_differing(flats, fixed),
+        pair=pair,
         cells=ordered,
-        metrics=[*metrics, *(m for m in ("parameters", "minutes") if any(m in c.numbers for c in ordered))],
+        metrics=[m for m in (*metrics, "parameters", "minutes") if any(m in c.numbers for c in ordered)],
         units={task.name: task.unit for run in runs for task in run.tasks.regression},
         repeats=repeats,
         doubtful=doubtful,
         disagree=disagree,
     )
+
+
+def _differing(runs: Sequence[Settings], fixed: Settings) -> dict[str, list[str]]:
+    keys = dict.fromkeys(key for run in runs for key in run if key not in fixed)
+    shown = {key: {show(run[key]) if key in run else NONE for run in runs} for key in keys}
+    return {key: sorted(values, key=lambda v: (len(v), v)) for key, values in shown.items()}
 
 
 def label(titles: Sequence[str], values: Sequence[str]) -> str:
@@ -143,53 +182,3 @@ def _titles(keys: list[str]) -> list[str]:
     short = [title(key).rsplit(".", 1)[-1] for key in keys]
     count = Counter(short)
     return [(s if count[s] == 1 else title(k)).replace("_", " ") for s, k in zip(short, keys, strict=True)]
-
-
-def shown_metrics(runs: Sequence[Run]) -> list[str]:
-    """The main test metrics that at least one run has, in the order of the tasks."""
-    there = {name for run in runs for name in run.test}
-    tasks = {task.name: task for run in runs for task in run.tasks}
-    wanted = []
-    for task in tasks.values():
-        if task.kind == "classification":
-            wanted += [f"{task.name}/accuracy", f"{task.name}/implied_accuracy"]
-    wanted += ["hierarchy/consistency", "hierarchy/full_path_accuracy"]
-    for task in tasks.values():
-        if task.kind == "regression":
-            wanted += [f"{task.name}/{error}" for error in ("mae", "mape", "mse")]
-    return [name for name in wanted if name in there]
-
-
-def _estimate(cell: Cell, metrics: Sequence[str], disagree: list[str]) -> None:
-    for metric in metrics:
-        having = [run for run in cell.runs if metric in run.test]
-        if not having:
-            continue
-        estimate = over_seeds([run.test[metric] for run in having])
-        for run in having:
-            single = None if run.predictions is None else per_image(metric, run.predictions, run.tasks)
-            if single is None:
-                continue
-            values = single.to_numpy()
-            if not math.isclose(values.mean(), run.test[metric], rel_tol=1e-3, abs_tol=1e-4):
-                disagree.append(
-                    f"{run.name}: test {metric} is {run.test[metric]:.5g} in metrics.json, but {values.mean():.5g} "
-                    "computed from predictions.parquet"
-                )
-            elif len(cell.runs) == 1:
-                groups = None if run.groups is None else run.groups[single.index]
-                estimate = Estimate(estimate.mean, *over_images(values, groups), n=1, values=estimate.values)
-        cell.numbers[metric] = estimate
-    for name, group, key, scale in (
-        ("parameters", "cost", "parameters", 1.0),
-        ("minutes", "timing", "fit_seconds", 1 / 60),
-    ):
-        found = [run.metrics.get(group, {}).get(key) for run in cell.runs]
-        numbers = [float(value) * scale for value in found if isinstance(value, int | float)]
-        if numbers:
-            mean = sum(numbers) / len(numbers)
-            cell.numbers[name] = Estimate(mean, math.nan, math.nan, len(numbers), tuple(numbers))
-
-
-def lower_is_better(metric: str) -> bool:
-    return metric.rsplit("/", 1)[-1] in ("mae", "mse", "rmse", "mape", "loss", "parameters", "minutes")

@@ -9,8 +9,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
-from mtlcar.report.comparison import Cell, Comparison, label, lower_is_better
+from mtlcar.report.comparison import Cell, Comparison, label
+from mtlcar.report.estimates import lower_is_better
 from mtlcar.report.table import axis_label, percent
 
 MARKERS = "osD^vPX*<>"
@@ -19,6 +21,10 @@ PANELS = 9
 """Most panels of learning curves; the settings with the best last value get one."""
 LEGEND_ROW = 0.24
 """Inches of one more row of a legend."""
+ROOM = 0.045
+"""Share of an axis that is left beyond 0 and 100 %."""
+FAR = 8.0
+"""Errors of which one is so many times another are drawn on a log axis: a failed cell must not hide the others."""
 SHOWN_CELLS = 40
 """Most cells in the figure of test results: more cannot be read."""
 
@@ -80,21 +86,35 @@ def _best_cells(comparison: Comparison) -> list[Cell]:
 def _points(ax: Axes, comparison: Comparison, cells: list[Cell], metric: str) -> None:
     scale = 100.0 if percent(metric) else 1.0
     first = list(dict.fromkeys(cell.values[:1] for cell in comparison.cells))
+    found = (cell.numbers[metric].mean for cell in cells if metric in cell.numbers)
+    means = [mean for mean in found if not math.isnan(mean)]
+    log = not percent(metric) and min(means, default=0) > 0 and max(means) > FAR * min(means)
+    least = 0.0 if percent(metric) else 0.5 * min(means) if log else -math.inf
     for row, cell in enumerate(cells):
         e = cell.numbers.get(metric)
         if e is None:
             continue
-        if e.has_interval:
-            ax.plot([scale * e.low, scale * e.high], [row, row], color="0.45", lw=2.2, solid_capstyle="butt")
+        if e.has_interval:  # a t interval of few seeds may leave the possible range, its line does not
+            ends = np.clip([e.low, e.high], least, 1.0 if percent(metric) else math.inf)
+            ax.plot(scale * ends, [row, row], color="0.45", lw=2.2, solid_capstyle="butt")
         if e.n > 1:
-            ax.scatter([scale * v for v in e.values], [row] * e.n, s=16, facecolor="white", edgecolor="0.3", zorder=3)
+            x = [scale * v for v in e.values]
+            ax.scatter(x, [row] * e.n, s=16, facecolor="white", edgecolor="0.3", zorder=3, clip_on=False)
         marker = MARKERS[first.index(cell.values[:1]) % len(MARKERS)]
-        ax.scatter([scale * e.mean], [row], s=38, color="black", marker=marker, zorder=4)
-    ax.set_title("test " + axis_label(metric, comparison.units.get(metric.rpartition("/")[0], "")))
-    if percent(metric):  # a t interval of few seeds may leave the possible range, the axis need not
+        ax.scatter([scale * e.mean], [row], s=38, color="black", marker=marker, zorder=4, clip_on=False)
+    words = axis_label(metric, comparison.units.get(metric.rpartition("/")[0], ""))
+    ax.set_title(f"test {words}{' (log axis)' if log else ''}")
+    if percent(metric):  # little more than the possible range, but room for a whole marker at its ends
         left, right = ax.get_xlim()
-        ax.set_xlim(max(left, -1.0), min(right, 101.0))
-    ax.locator_params(axis="x", nbins=5)
+        room = ROOM * (right - left)
+        ax.set_xlim(max(left, -room), min(right, 100 + room))
+    if log:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
+    else:
+        ax.locator_params(axis="x", nbins=5)
     ax.grid(axis="y", alpha=0.4)
 
 

@@ -15,7 +15,6 @@ MATCHED = {
     "trainer.limit_val_batches": "share of the validation batches",
     "trainer.precision": "precision",
     "data.image_size": "image size",
-    "data.split": "split",
     "data.fractions": "split fractions",
     "data.levels": "task levels",
     "data.root": "data folder",
@@ -27,10 +26,8 @@ def unmatched(comparison: Comparison) -> list[str]:
     """One sentence for each thing that differs between the cells and should not in a comparison of methods."""
     found = list(comparison.doubtful)
     for key, words in MATCHED.items():
-        if key in comparison.keys:
-            column = comparison.keys.index(key)
-            values = sorted({cell.values[column] for cell in comparison.cells}, key=lambda v: (len(v), v))
-            found.append(f"{words} ({key}) differs: {', '.join(values)}")
+        if key in comparison.differing:
+            found.append(f"{words} ({key}) differs: {', '.join(comparison.differing[key])}")
     sets = {cell.label: tuple(replicate(run) for run in cell.runs) for cell in comparison.cells}
     if len(set(sets.values())) > 1:
         most = max(sets.values(), key=lambda seeds: (len(seeds), seeds))
@@ -64,7 +61,7 @@ def test_sets(comparison: Comparison) -> int | None:
 
 
 SETTINGS = (
-    *("backbone", "architecture", "head", "weighting", "label_transform", "optimizer", "scheduler"),
+    *("method", "backbone", "architecture", "head", "weighting", "label_transform", "optimizer", "scheduler"),
     *("data.image_size", "data.batch_size", "data.split", "data.fractions", "trainer.max_epochs", "trainer.precision"),
 )
 """What a reader wants to know of the fixed settings at a glance."""
@@ -77,7 +74,8 @@ def main_fixed(comparison: Comparison) -> list[str]:
         if f"{key}.name" in comparison.fixed:
             found.append(f"{key} {comparison.fixed[f'{key}.name']}")
         elif key in comparison.fixed:
-            found.append(f"{MATCHED.get(key, key)} {show(comparison.fixed[key])}")
+            words = {**MATCHED, "data.split": "split"}
+            found.append(f"{words.get(key, key)} {show(comparison.fixed[key])}")
     return found
 
 

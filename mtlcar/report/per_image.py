@@ -5,13 +5,24 @@ import pandas as pd
 
 from mtlcar.tasks import TaskSet
 
+WITHIN = 0.08
+"""As in `mtlcar.metrics.regression`, whose import would take torch's seconds."""
+
+
+def class_and_value(tasks: TaskSet) -> tuple[str, str] | None:
+    """The finest class task and the value, for tasks with one value (regression) besides at least one class."""
+    if len(tasks.regression) != 1 or not tasks.classification:
+        return None
+    return tasks.finest().name, tasks.regression[0].name
+
 
 def per_image(metric: str, df: pd.DataFrame, tasks: TaskSet) -> pd.Series | None:
     """Values of the images that the metric is defined for, by their place in `df`; boolean where it is a share.
 
     None if the predictions do not hold what it needs.
 
-    Definitions are those of `mtlcar.metrics`: a missing label takes no part, class -1 is always wrong.
+    Definitions are those of `mtlcar.metrics`: a missing label takes no part, class -1 is always wrong. One is the
+    report's own: `mape_if_right` is the mape of the images whose class (of the finest class task) is right.
     """
     owner, _, kind = metric.rpartition("/")
     predicted = [t.name for t in tasks if f"{t.name}/prediction" in df]
@@ -28,8 +39,10 @@ def per_image(metric: str, df: pd.DataFrame, tasks: TaskSet) -> pd.Series | None
     elif owner in predicted and kind == "accuracy":
         target = _classes(df, owner, "target")
         found = _classes(df, owner, "prediction") == target, target >= 0
-    elif owner in predicted and kind in ("mae", "mse", "mape"):
-        found = _errors(kind, df[f"{owner}/target"].to_numpy(float), df[f"{owner}/prediction"].to_numpy(float))
+    elif owner in predicted and kind in ("mae", "mse", "mape", "within_8"):
+        found = _errors(kind, df, owner)
+    elif owner in predicted and kind == "mape_if_right":
+        found = _errors_if_right(df, tasks)
     if found is None or not found[1].any():
         return None
     values, valid = found
@@ -76,9 +89,20 @@ def _hierarchy(
     return None
 
 
-def _errors(kind: str, target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    error = prediction - target
-    if kind == "mape":
-        valid = ~np.isnan(target) & (target != 0)
-        return 100 * np.abs(error) / np.abs(np.where(valid, target, 1.0)), valid
-    return np.abs(error) if kind == "mae" else error**2, ~np.isnan(target)
+def _errors(kind: str, df: pd.DataFrame, task: str) -> tuple[np.ndarray, np.ndarray]:
+    target, prediction = df[f"{task}/target"].to_numpy(float), df[f"{task}/prediction"].to_numpy(float)
+    error = np.abs(prediction - target)
+    if kind in ("mae", "mse"):
+        return error if kind == "mae" else error**2, ~np.isnan(target)
+    valid = ~np.isnan(target) & (target != 0)
+    relative = error / np.abs(np.where(valid, target, 1.0))
+    return 100 * relative if kind == "mape" else relative <= WITHIN, valid
+
+
+def _errors_if_right(df: pd.DataFrame, tasks: TaskSet) -> tuple[np.ndarray, np.ndarray] | None:
+    pair = class_and_value(tasks)
+    if pair is None or f"{pair[0]}/prediction" not in df:
+        return None
+    target = _classes(df, pair[0], "target")
+    values, valid = _errors("mape", df, pair[1])
+    return values, valid & (target >= 0) & (_classes(df, pair[0], "prediction") == target)

@@ -9,10 +9,20 @@ Row = Sequence[tuple[str, bool]]
 
 
 @dataclass
-class Page:
-    """One comparison: paragraphs, warnings, table, figures, then what is folded away.
+class Table:
+    """A table with a heading, and a note below it."""
 
-    `figures` are (file name, caption, PNG bytes); `details` are (summary, heads, rows) or (summary, lines).
+    title: str
+    heads: list[str]
+    rows: Sequence[Row]
+    note: str = ""
+
+
+@dataclass
+class Page:
+    """One comparison: paragraphs, warnings, main table, sections, figures, then the tables and lists folded away.
+
+    `figures` are (file name, caption, PNG bytes); `lists` are (summary, lines).
     """
 
     title: str
@@ -22,7 +32,8 @@ class Page:
     rows: Sequence[Row]
     notes: list[str]
     figures: list[tuple[str, str, bytes]] = field(default_factory=list)
-    tables: list[tuple[str, list[str], Sequence[Row]]] = field(default_factory=list)
+    sections: list[Table] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     lists: list[tuple[str, list[str]]] = field(default_factory=list)
 
 
@@ -39,13 +50,20 @@ def markdown(title: str, pages: Sequence[Page]) -> str:
             out += [*_markdown_table(page.heads, page.rows), ""]
         for note in page.notes:
             out += [_plain(note), ""]
+        for table in page.sections:
+            out += _markdown_section(table)
         for name, caption, _ in page.figures:
             out += [f"![{_plain(caption)}](figures/{name})", "", f"*{_plain(caption)}*", ""]
-        for summary, heads, rows in page.tables:
-            out += [f"### {summary}", "", *_markdown_table(heads, rows), ""]
+        for table in page.tables:
+            out += _markdown_section(table)
         for summary, lines in page.lists:
             out += [f"### {summary}", "", *(f"- {_plain(line)}" for line in lines), ""]
     return "\n".join(out).rstrip() + "\n"
+
+
+def _markdown_section(table: Table) -> list[str]:
+    note = [_plain(table.note), ""] if table.note else []
+    return [f"### {_plain(table.title)}", "", *_markdown_table(table.heads, table.rows), "", *note]
 
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Row]) -> list[str]:
@@ -66,7 +84,8 @@ STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 80rem;
        margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #999; }
+h1 { font-size: 1.5rem; } h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #999; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }
@@ -93,14 +112,15 @@ def page_html(title: str, pages: Sequence[Page]) -> str:
         if page.rows:
             body.append(_html_table(page.heads, page.rows))
         body += [f'<p class="note">{_safe(n)}</p>' for n in page.notes]
+        body += [f"<h3>{_safe(table.title)}</h3>{_html_section(table)}" for table in page.sections]
         for _, caption, png in page.figures:
             data = base64.b64encode(png).decode()
             body.append(
                 f'<figure><div class="scroll"><img alt="{_safe(caption)}" src="data:image/png;base64,{data}"></div>'
                 f"<figcaption>{_safe(caption)}</figcaption></figure>"
             )
-        for summary, heads, rows in page.tables:
-            body.append(f"<details><summary>{_safe(summary)}</summary>{_html_table(heads, rows)}</details>")
+        for table in page.tables:
+            body.append(f"<details><summary>{_safe(table.title)}</summary>{_html_section(table)}</details>")
         for summary, lines in page.lists:
             items = "".join(f"<li>{_safe(line)}</li>" for line in lines)
             body.append(f"<details><summary>{_safe(summary)}</summary><ul>{items}</ul></details>")
@@ -109,6 +129,11 @@ def page_html(title: str, pages: Sequence[Page]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{_safe(title)}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
+
+
+def _html_section(table: Table) -> str:
+    note = f'<p class="note">{_safe(table.note)}</p>' if table.note else ""
+    return _html_table(table.heads, table.rows) + note
 
 
 KIND = {True: "number", False: "text"}
@@ -128,7 +153,7 @@ def _html_table(heads: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text[:1].isdigit() or text[:1] == "-"
+    return text[:1].isdigit() or text[:1] in ("-", "+") or text == "nan"
 
 
 def _safe(text: str) -> str:

@@ -1,10 +1,12 @@
 """The numbers of a comparison as rows of text, and as CSV."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
-from mtlcar.report.comparison import Cell, Comparison, lower_is_better
+from mtlcar.report.comparison import Cell, Comparison
+from mtlcar.report.estimates import lower_is_better
 from mtlcar.report.intervals import Estimate
 from mtlcar.report.varied import NONE
 
@@ -12,7 +14,9 @@ from mtlcar.report.varied import NONE
 def percent(metric: str) -> bool:
     """Whether a metric is a fraction, shown in %."""
     kind = metric.rsplit("/", 1)[-1]
-    return kind.endswith(("accuracy", "consistency", "macro_f1")) or (kind.startswith("top") and kind[3:].isdigit())
+    return kind.endswith(("accuracy", "consistency", "macro_f1", "within_8")) or (
+        kind.startswith("top") and kind[3:].isdigit()
+    )
 
 
 def heading(metric: str, unit: str = "") -> str:
@@ -32,13 +36,18 @@ def heading(metric: str, unit: str = "") -> str:
         "mae": f"{owner} MAE" + (f", {unit}" if unit else ""),
         "mape": f"{owner} MAPE %",
         "mse": f"{owner} MSE" + (f", {unit}²" if unit else ""),
+        "within_8": "within 8 %, % of images",
+        "mape_if_right": "MAPE % if class right",
     }
     return words.get(kind, metric + (" %" if percent(metric) else ""))
 
 
 def axis_label(metric: str, unit: str = "") -> str:
     """A metric as an axis is labelled: as its column, with `accuracy` written out."""
-    return heading(metric, unit).replace(" %", " accuracy, %" if metric.endswith("accuracy") else ", %")
+    words = heading(metric, unit)
+    if not words.endswith(" %"):
+        return words
+    return words.removesuffix(" %") + (" accuracy, %" if metric.endswith("accuracy") else ", %")
 
 
 def headings(comparison: Comparison) -> list[str]:
@@ -52,16 +61,27 @@ def best(comparison: Comparison, metric: str) -> set[int]:
 
     An implied class competes under `implied_accuracy` alone, not as a prediction as well."""
     having = {
-        i: c.numbers[metric]
+        i: c.numbers[metric].mean
         for i, c in enumerate(comparison.cells)
         if metric in c.numbers and not any(metric == f"{name}/accuracy" for run in c.runs for name in run.implied)
     }
-    shown = {i: text(metric, Estimate(e.mean, math.nan, math.nan, 1)) for i, e in having.items()}
+    return best_of(metric, having)
+
+
+def best_of(metric: str, means: Mapping[int, float]) -> set[int]:
+    """The keys whose value, as it is shown, is the best; none where all are equal. NaN is never the best."""
+    numbers = {i: mean for i, mean in means.items() if not math.isnan(mean)}
+    shown = {i: plain(metric, mean) for i, mean in numbers.items()}
     if len(set(shown.values())) < 2:
         return set()
     pick = min if lower_is_better(metric) else max
-    top = shown[pick(having, key=lambda i: having[i].mean)]
+    top = shown[pick(numbers, key=lambda i: numbers[i])]
     return {i for i, value in shown.items() if value == top}
+
+
+def plain(metric: str, mean: float) -> str:
+    """A number as the tables show it, without an interval."""
+    return text(metric, Estimate(mean, math.nan, math.nan, 1))
 
 
 def rows(comparison: Comparison, *, short: bool = False) -> list[list[tuple[str, bool]]]:
@@ -85,17 +105,18 @@ def text(metric: str, e: Estimate, *, short: bool = False) -> str:
     if metric == "parameters":
         return f"{e.mean / 1e6:.{4 if e.mean < 1e6 else 3}f}"
     scale = 100.0 if percent(metric) else 1.0
-    digits = _digits(metric, e.mean)
-    shown = f"{scale * e.mean:.{digits}f}"
+    places = digits(metric, e.mean)
+    shown = f"{scale * e.mean:.{places}f}"
     if not e.has_interval:
         return shown
     if e.n > 1:
-        return f"{shown} ± {scale * (e.high - e.mean):.{digits}f}"
-    return shown if short else f"{shown} [{scale * e.low:.{digits}f}, {scale * e.high:.{digits}f}]"
+        return f"{shown} ± {scale * (e.high - e.mean):.{places}f}"
+    return shown if short else f"{shown} [{scale * e.low:.{places}f}, {scale * e.high:.{places}f}]"
 
 
-def _digits(metric: str, value: float) -> int:
-    if percent(metric) or metric == "minutes" or metric.endswith("/mape"):
+def digits(metric: str, value: float) -> int:
+    """Decimal places of a number, in the unit in which it is shown."""
+    if percent(metric) or metric == "minutes" or metric.endswith(("/mape", "/mape_if_right")):
         return 1
     # An error in the label's unit: three significant digits, whatever the unit.
     return 0 if value == 0 or not math.isfinite(value) else max(0, 2 - math.floor(math.log10(abs(value))))
@@ -108,6 +129,8 @@ def frame(comparison: Comparison) -> pd.DataFrame:
 
 def _record(comparison: Comparison, cell: Cell) -> dict[str, object]:
     record: dict[str, object] = {"data": comparison.dataset}
+    if comparison.split is not None:
+        record["split"] = comparison.split
     record |= dict(zip(comparison.titles, cell.values, strict=True))
     record |= {"n": len(cell.runs), "runs": " ".join(run.name for run in cell.runs)}
     for metric in comparison.metrics:

@@ -11,7 +11,7 @@ from mtlcar.report.table import headings, rows
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """The table, best values bold and without bootstrap intervals, for its width; and what is not matched."""
-    table = Table(title=comparison.dataset, title_justify="left", header_style="")
+    table = Table(title=comparison.name, title_justify="left", header_style="")
     labels = len(comparison.titles) or 1
     for i, head in enumerate(headings(comparison)):
         table.add_column(Text(head), justify="left" if i < labels else "right")

@@ -13,15 +13,26 @@ Settings = dict[str, Any]
 BY_CONTENT = {"data.root": "annotations", "backbone.weights": "weights"}
 """Paths whose content matters and whose place does not -> the digest of that content in metrics.json."""
 
+METHOD = "method"
+"""The setting that names a whole combination of parts; null: the parts speak for themselves."""
+
 NOT_ANNOTATIONS = ("batch_size", "num_workers", "image_size", "split", "split_seed", "fractions")
 """Settings of `data` that do not change what the digest of the annotations is of."""
 
-IGNORED = (*(key for key in WITHOUT if key not in BY_CONTENT), "threads", "trainer.accelerator", "experiment")
-"""What cannot change a result, beyond the last digits that threads and devices round differently."""
+IGNORED = (
+    *(key for key in WITHOUT if key not in (*BY_CONTENT, METHOD)),
+    "threads",
+    "trainer.accelerator",
+    "experiment",
+    "label_transform.constants",
+)
+"""What cannot change a result, beyond the last digits that threads and devices round differently, and what a run has
+found itself."""
 
 
 def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
-    """A composed configuration, flat. A mapping whose keys are all tasks (`weighting.weights`) stays one setting."""
+    """A composed configuration, flat. A mapping whose keys are all tasks (`weighting.weights`) stays one setting; a
+    method that is null is none."""
     names = set(task_names)
     flat: Settings = {}
 
@@ -36,6 +47,8 @@ def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
                 flat[dotted] = _leaf(value, dotted)
 
     walk(config, "")
+    if flat.get(METHOD) is None:
+        flat.pop(METHOD, None)
     return flat
 
 
@@ -90,10 +103,29 @@ NONE = "-"
 def varied(runs: Sequence[Settings]) -> list[str]:
     """The settings to tell the runs apart by, in configuration order, seeds left out.
 
+    Where runs have different methods, the method comes first, and what is the same in all runs of a method is folded
+    into it. Runs without a method are told apart by their parts, as if no run had one.
+    """
+    methods = dict.fromkeys(run.get(METHOD) for run in runs)
+    if len(methods) < 2:
+        return _parts(runs)
+    listed: set[str] = set()
+    for method in methods:
+        listed |= set(_parts(runs if method is None else [run for run in runs if run.get(METHOD) == method]))
+    return [METHOD, *(key for key in _keys(runs) if key in listed and key != METHOD)]
+
+
+def _keys(runs: Sequence[Settings]) -> list[str]:
+    return list(dict.fromkeys(key for run in runs for key in run))
+
+
+def _parts(runs: Sequence[Settings]) -> list[str]:
+    """The settings that differ.
+
     A group (its node has a `name`) is one setting, called as the group: what comes with the name is folded into it, so
     a further key of the group is listed only where runs with the same name differ in it.
     """
-    keys = list(dict.fromkeys(key for run in runs for key in run))
+    keys = _keys(runs)
     groups = {key.removesuffix(".name") for key in keys if key.endswith(".name") and key.count(".") == 1}
     listed = []
     for key in keys:
