@@ -20,6 +20,8 @@ from mtlcar.data.datamodule import MultiTaskData, make_augment, plain
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.heads.base import HeadFactory, SameKind
 from mtlcar.heads.per_task import PerTask
+from mtlcar.label_transforms.base import LabelTransform
+from mtlcar.losses import TaskLosses
 from mtlcar.metrics.tasks import TaskMetrics
 from mtlcar.module import MultiTaskModule, refuse_impossible
 from mtlcar.tasks import TaskSet
@@ -84,7 +86,8 @@ def build(cfg: DictConfig, data: MultiTaskData | None = None) -> Parts:
     architecture = build_architecture(cfg, trained)
     weighting = make(cfg.weighting, tasks=architecture.tasks)
     losses = make(cfg.loss, tasks=architecture.tasks)
-    losses.fit(label_transform.encode(data.train_targets))
+    if not label_transform.own_scale:
+        losses.fit(label_transform.encode(data.train_targets))
     data.set_normalization(architecture.backbone.mean, architecture.backbone.std)
     predicted = predicted_tasks(data.tasks, trained, architecture.tasks)
     monitor, mode = resolve_monitor(cfg, predicted, architecture.tasks)
@@ -104,6 +107,7 @@ def build(cfg: DictConfig, data: MultiTaskData | None = None) -> Parts:
         total_steps=steps * cfg.trainer.max_epochs,
         monitor=monitor,
         channels_last=cfg.trainer.channels_last,
+        test_time_augmentation=cfg.get("test_time_augmentation", "none"),  # older runs' configurations have no such key
     )
     return Parts(data, module, monitor, mode, cfg.data.image_size)
 
@@ -129,21 +133,25 @@ def check_parts(cfg: DictConfig, tasks: TaskSet) -> None:
         encoded = label_transform.encoded_tasks(tasks)
         architecture = build_architecture(bare, encoded)
         weighting = make(cfg.weighting, tasks=architecture.tasks)
-        make(cfg.loss, tasks=architecture.tasks)
+        losses = make(cfg.loss, tasks=architecture.tasks)
         optimizer = make(cfg.optimizer, architecture=architecture, weighting=weighting)
         make(cfg.scheduler, optimizer=optimizer, total_steps=20, steps_per_epoch=5, monitor="val/loss")
-        try_forward(architecture, cfg.data.image_size)
+        try_forward(architecture, losses, label_transform, cfg.data.image_size)
     resolve_monitor(cfg, predicted_tasks(tasks, encoded, architecture.tasks), architecture.tasks)
     make_augment(plain(cfg.data.augment))
     refuse_impossible(architecture, weighting)
 
 
-def try_forward(architecture: Architecture, image_size: int) -> None:
-    """One pass of two images without numbers, to find maps that are too small for what reads them."""
+def try_forward(
+    architecture: Architecture, losses: TaskLosses, label_transform: LabelTransform, image_size: int
+) -> None:
+    """One pass of two images without numbers, to find maps that are too small for what reads them, and predictions that
+    cannot be decoded."""
     kinds = {t.name: torch.int64 if t.classes else torch.float32 for t in architecture.tasks}
     targets = {name: torch.zeros(2, dtype=dtype) for name, dtype in kinds.items()}
     with contextlib.suppress(NotImplementedError):  # an operation of somebody's network that cannot be tried so
-        architecture.train()(torch.zeros(2, 3, image_size, image_size), targets)
+        outputs = architecture.train()(torch.zeros(2, 3, image_size, image_size), targets).outputs
+        label_transform.decode(losses.predictions(outputs), losses.scores(outputs))
 
 
 def predicted_tasks(tasks: TaskSet, encoded: TaskSet, trained: TaskSet) -> TaskSet:

@@ -122,7 +122,8 @@ def known_keys(overrides: Sequence[str]) -> list[str]:
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, dict):
             for name, child in node.items():
-                keys.append(f"{prefix}{name}")
+                if not str(name).startswith("_") and name != "name":  # what a choice is made of is not for overriding
+                    keys.append(f"{prefix}{name}")
                 walk(child, f"{prefix}{name}.")
 
     walk(OmegaConf.to_container(cfg, resolve=False), "")

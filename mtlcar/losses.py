@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from mtlcar.data.annotations import MISSING_CLASS
 from mtlcar.errors import UserError
-from mtlcar.tasks import TaskSet
+from mtlcar.tasks import Task, TaskSet
 
 
 class TaskLosses(nn.Module):
     """Cross-entropy per classification, squared or Huber error on a standardised target per regression.
 
-    Every loss is a mean over the batch's valid labels (class >= 0, value not NaN) in float32, also under autocast.
+    Every loss is a mean over the batch's valid labels (class >= 0, value not NaN) in float32, also under autocast. The
+    target of a classification may also be a distribution over its classes, float [B, classes], NaN where it is missing.
     A task without a valid label gives 0 with zero gradients. Nothing here waits for the device.
 
     In training under DDP the mean is over the valid labels of all ranks: each rank returns
@@ -101,11 +102,7 @@ class TaskLosses(nn.Module):
 
     def counts(self, targets: Mapping[str, Tensor]) -> Tensor:
         """Valid labels of each task in the batch, float32 [T]: the weights of the losses in a mean over batches."""
-        valid = [
-            targets[t.name] != MISSING_CLASS if t.kind == "classification" else ~targets[t.name].isnan()
-            for t in self.tasks
-        ]
-        return torch.stack([v.sum(dtype=torch.float32) for v in valid])
+        return torch.stack([valid_labels(t, targets[t.name]).sum(dtype=torch.float32) for t in self.tasks])
 
     def predictions(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs -> {task: class index int64 [B] or value in the label's unit float32 [B]}."""
@@ -128,6 +125,11 @@ class TaskLosses(nn.Module):
         if output.shape != expected:  # [B, 1] against [B] would broadcast to [B, B] without a word
             raise ValueError(f"Task {task.name!r}: outputs should be {expected}. Found {tuple(output.shape)}.")
         output = output.float()
+        if task.kind == "classification" and target.ndim == 2:
+            known = valid_labels(task, target)[:, None]
+            share = torch.where(known, target, 0.0).float()
+            each = F.cross_entropy(output, share, reduction="none", label_smoothing=self.label_smoothing)
+            return torch.where(known[:, 0], each, 0.0).sum()
         if task.kind == "classification":
             return F.cross_entropy(
                 output, target, ignore_index=MISSING_CLASS, reduction="sum", label_smoothing=self.label_smoothing
@@ -145,3 +147,10 @@ class TaskLosses(nn.Module):
         if not mean.is_meta and self.mean.dtype != torch.float32:
             self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
         return self
+
+
+def valid_labels(task: Task, target: Tensor) -> Tensor:
+    """Which of the targets [B] or [B, classes] are there, bool [B]."""
+    if task.kind == "regression":
+        return ~target.isnan()
+    return target != MISSING_CLASS if target.ndim == 1 else ~target[:, 0].isnan()

@@ -18,6 +18,7 @@ from mtlcar.losses import TaskLosses
 from mtlcar.metrics.hierarchy import imply
 from mtlcar.metrics.tasks import TaskMetrics
 from mtlcar.step_log import StepMeans
+from mtlcar.symmetries import averaged
 from mtlcar.tasks import TaskSet
 from mtlcar.weightings.base import Applied, Weighting
 from mtlcar.weightings.gradients import Step
@@ -27,6 +28,11 @@ def refuse_impossible(architecture: Architecture, weighting: Weighting) -> None:
     """UserError for a weighting that cannot act on this architecture."""
     if not weighting.takes_gradients_apart:
         return
+    if not any(True for _ in architecture.backbone.parameters()):
+        raise UserError(
+            f"weighting={weighting.name} balances what tasks share. architecture={architecture.name} has no trunk and "
+            "shares nothing. Choose another architecture, or a weighting of the losses such as weighting=equal."
+        )
     at = f"weighting={weighting.name} at weighting.level={weighting.level}"
     others = [level for level in weighting.levels if level != weighting.level]
     apart = weighting.takes_representations and architecture.has_representations
@@ -36,8 +42,8 @@ def refuse_impossible(architecture: Architecture, weighting: Weighting) -> None:
         if weighting.takes_representations:  # then heads of different kinds are what stands in its way
             remedy = ", or one kind of head for all tasks: here some take maps and others vectors"
         raise UserError(
-            f"{at} needs an architecture in which all sharing passes through one tensor: {possible}. "
-            f"architecture={architecture.name} has none. Choose architecture={possible.split(', ')[0]}{remedy}."
+            f"{at} needs a bottleneck: an architecture in which all sharing passes through one tensor. "
+            f"architecture={architecture.name} has none. Choose one of {possible}{remedy}."
         )
     if weighting.needs_bottleneck and not any(p.requires_grad for p in architecture.backbone.parameters()):
         remedy = f" or choose weighting.level={others[0]}" if others else ""
@@ -66,6 +72,7 @@ class MultiTaskModule(LightningModule):
         steps_per_epoch, total_steps: optimisation steps. Asked of the data module and not of
             `trainer.estimated_stepping_batches`, which keeps Lightning from restoring a loader's state.
         monitor: the metric that a plateau scheduler watches.
+        test_time_augmentation: a key of `symmetries.SYMMETRIES`: what the outputs for test images are averaged over.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class MultiTaskModule(LightningModule):
         total_steps: int,
         monitor: str,
         channels_last: bool = False,
+        test_time_augmentation: str = "none",
     ) -> None:
         super().__init__()
         refuse_impossible(architecture, weighting)
@@ -98,6 +106,7 @@ class MultiTaskModule(LightningModule):
         self.total_steps = total_steps
         self.monitor = monitor
         self.channels_last = channels_last
+        self.test_time_augmentation = test_time_augmentation
         self.finite = FiniteState()
         self.test_tables: dict[str, Any] = {}
         # DDP would send them from the first process to the others in every forward; all have the same.
@@ -110,13 +119,12 @@ class MultiTaskModule(LightningModule):
     def forward(self, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Normalised image [B, 3, H, W] -> (predictions {task: [B]}, class probabilities {task: [B, classes]}),
         both decoded to the dataset's tasks and units."""
-        return self.decode(self.architecture(self._layout(image)).outputs)
+        return self.decode(self._outputs(image))
 
     def decode(self, outputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        trained = self.losses.predictions(outputs)
-        predictions = self.label_transform.decode(trained)
-        scores = self.label_transform.decode_scores(self.losses.scores(outputs), trained)
-        return imply(self.tasks, predictions), scores
+        trained, scores = self.losses.predictions(outputs), self.losses.scores(outputs)
+        predictions = self.label_transform.decode(trained, scores)
+        return imply(self.tasks, predictions), self.label_transform.decode_scores(scores, trained)
 
     def _layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
@@ -219,9 +227,11 @@ class MultiTaskModule(LightningModule):
             )
         return self._parameters_of_step
 
-    def _evaluate(self, batch: dict[str, Any], metrics: TaskMetrics) -> dict[str, Any]:
+    def _outputs(self, image: Tensor) -> dict[str, Tensor]:
+        return self.architecture(self._layout(image)).outputs
+
+    def _evaluate(self, batch: dict[str, Any], outputs: dict[str, Tensor], metrics: TaskMetrics) -> dict[str, Any]:
         target = batch["target"]
-        outputs = self.architecture(self._layout(batch["image"])).outputs
         encoded = self.label_transform.encode(target)
         counts = self.losses.counts(encoded)
         wide = exact(counts.device)
@@ -229,13 +239,22 @@ class MultiTaskModule(LightningModule):
         self._loss_sums = sums if self._loss_sums is None else self._loss_sums + sums
         predictions, scores = self.decode(outputs)
         metrics.update(predictions, target, scores)
-        return {"index": batch["index"], "target": target, "prediction": predictions, "scores": scores}
+        columns = self.label_transform.columns(self.losses.predictions(outputs))
+        return {
+            "index": batch["index"],
+            "target": target,
+            "prediction": predictions,
+            "scores": scores,
+            "columns": columns,
+        }
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics)
+        self._evaluate(batch, self._outputs(batch["image"]), self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        return self._evaluate(batch, self.test_metrics)
+        tasks = self.architecture.tasks
+        outputs = averaged(self._outputs, batch["image"], tasks, self.test_time_augmentation)
+        return self._evaluate(batch, outputs, self.test_metrics)
 
     def on_validation_epoch_start(self) -> None:
         self._loss_sums = None
@@ -282,6 +301,7 @@ class MultiTaskModule(LightningModule):
     def on_fit_start(self) -> None:
         # An epoch that a failed fit left unfinished is no part of this one.
         self.step_means = StepMeans(self.architecture.tasks.names)
+        self.finite = FiniteState()
         strategy = self.trainer.strategy
         own = any(p.requires_grad for p in self.weighting.parameters())
         if own and isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters"):

@@ -109,7 +109,7 @@ def assert_above_is_what_lies_between(network: Architecture) -> None:
     between = shared.representations if shared.bottleneck is None else (shared.bottleneck,)
     assert (shared.bottleneck is not None) == (network.has_bottleneck or network.name == "single")
     assert (shared.representations != ()) == network.has_representations
-    if not network.has_bottleneck and network.name != "single":
+    if not network.has_bottleneck and network.name not in ("single", "constant"):  # what has a head a task
         assert network.has_representations == (len({head.takes for head in network.heads}) == 1)
     if not between:
         return

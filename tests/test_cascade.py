@@ -6,18 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from mtlcar.architectures.cascade import Cascade
 from mtlcar.architectures.task_graph import parents
 from mtlcar.errors import UserError
+from mtlcar.heads.float32 import Float32Linear
 from mtlcar.tasks import Task, TaskSet
 from tests.expert_networks import with_mixed_heads
 from tests.networks import (
     CARS,
+    IMAGE,
     MAKE,
     MODEL,
     PAIR,
     STEEL,
     assert_above_is_what_lies_between,
+    assert_evaluates_compiles_exports,
     assert_shared_is_what_two_losses_reach_and_none_is_idle,
     build,
     losses,
@@ -40,6 +45,9 @@ def options() -> list[object]:
         else:  # a diamond, with a regression that feeds
             settings["order"] = [["make", "weight"], ["make", "model"], ["weight", "model"]]
         rows.append(pytest.param(head, backbone, settings, id=f"{feed}-{detach}-{combine}-{head}-{backbone}"))
+    for feed, detach, head in itertools.product(("softmax", "label"), (False, True), HEADS):
+        settings = {"feed": feed, "detach": detach, "combine": "select", "order": [["model", "weight"]]}
+        rows.append(pytest.param(head, "tiny", settings, id=f"{feed}-{detach}-select-{head}"))
     return rows
 
 
@@ -155,6 +163,91 @@ def test_detach_stops_the_childs_loss_at_the_parents_head() -> None:
         assert all((g is None) == detach for g in grad)
 
 
+# --- one output per class of the parent -------------------------------------------------------------------------------
+
+
+def selecting(feed: str, head: str = "linear", **more: object) -> Cascade:
+    network = build("cascade", STEEL, head=head, feed=feed, combine="select", **more)
+    assert isinstance(network, Cascade)
+    return network
+
+
+def per_class(network: Cascade, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Class probabilities [B, 3] and the value that each class has [B, 3], by hand, for linear heads."""
+    f = network.backbone.pool(network.backbone(image)[-1])
+    classes, value = (h.output for h in network.heads)
+    return (f @ classes.weight.T + classes.bias).softmax(1), f @ value.weight.T + value.bias
+
+
+def test_select_has_an_output_for_each_class_and_reads_the_features_alone() -> None:
+    for head in ("linear", "mlp", "conv"):
+        classes, value = selecting("softmax", head).heads
+        assert (value.output.out_features, value.output.in_features) == (3, classes.output.in_features)
+
+
+def test_select_by_softmax_is_the_expectation() -> None:
+    network = selecting("softmax").eval()
+    p, values = per_class(network, IMAGE)
+    torch.testing.assert_close(network(IMAGE).outputs["hardness"], (p * values).sum(1))
+    assert (p.max(1).values < 0.9).any()  # what an argmax would not give
+
+
+def test_select_by_label_is_the_true_classs_value_in_training_and_the_predicted_ones_in_evaluation() -> None:
+    network = selecting("label").eval()
+    with torch.no_grad():  # images of different predicted classes
+        network.heads[0].output.bias -= network(IMAGE).outputs["class"].mean(0)
+    p, values = per_class(network, IMAGE)
+    predicted = p.argmax(1)
+    assert len(predicted.unique()) > 1
+    of_predicted = values.gather(1, predicted[:, None])[:, 0]
+    label = (predicted + torch.tensor([1, 2, 0, 1, 2, 0])) % 3
+    target = {"class": label, "hardness": torch.zeros(6)}
+    for targets in (None, target):
+        torch.testing.assert_close(network(IMAGE, targets).outputs["hardness"], of_predicted)
+    network.train()
+    network.backbone.eval()  # whose batch norm would give other features in training
+    torch.testing.assert_close(network(IMAGE, target).outputs["hardness"], values.gather(1, label[:, None])[:, 0])
+    some = {**target, "class": torch.where(torch.arange(6) < 3, label, -1)}
+    expected = torch.cat([values.gather(1, label[:, None])[:3, 0], of_predicted[3:]])
+    torch.testing.assert_close(network(IMAGE, some).outputs["hardness"], expected)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "conv"])
+def test_with_labels_only_the_true_classs_output_learns(head: str) -> None:
+    target = {"class": torch.ones(6).long(), "hardness": torch.randn(6)}
+    for feed in ("label", "softmax"):
+        network = selecting(feed, head).train()
+        network(IMAGE, target).outputs["hardness"].square().sum().backward()
+        output = network.heads[1].output
+        learns = [bool(output.weight.grad[c].any() and output.bias.grad[c]) for c in range(3)]
+        assert learns == ([False, True, False] if feed == "label" else [True] * 3)
+        assert (network.heads[0].output.weight.grad is None) == (feed == "label")
+
+
+def test_selects_heads_may_be_of_different_kinds() -> None:
+    network = build("cascade", STEEL, head="mixed", feed="label", combine="select").eval()
+    assert isinstance(network.heads[1].output, Float32Linear)
+    assert network.heads[1].output.out_features == 3
+    assert network(IMAGE).outputs["hardness"].shape == (6,)
+
+
+@pytest.mark.parametrize("feed", ["softmax", "label"])
+def test_selected_values_are_float32_under_autocast_and_the_network_compiles_and_exports(feed: str) -> None:
+    network = selecting(feed, "mlp").eval()
+    assert_evaluates_compiles_exports(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = network(IMAGE).outputs["hardness"]
+    assert value.dtype == torch.float32
+    assert not torch.equal(value.bfloat16().float(), value)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        f = network.backbone.pool(network.backbone(IMAGE)[-1])
+        h = [head.hidden(f) for head in network.heads]
+        logits = network.heads[0].output(h[0])
+    values = h[1].float() @ network.heads[1].output.weight.T + network.heads[1].output.bias
+    p = logits.float().softmax(1) if feed == "softmax" else torch.eye(3)[logits.argmax(1)]
+    torch.testing.assert_close(value, (p * values).sum(1), rtol=1e-5, atol=1e-6)
+
+
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +297,24 @@ def test_parents_come_before_their_children_in_any_acyclic_order(data: st.DataOb
         ({"combine": "sum"}, PAIR, "architecture.combine should be one of concat"),
         ({"feed": "hidden"}, PAIR, "head=mlp"),
         ({"feed": "label", "order": [["weight", "make"]]}, CARS, "weight is a regression"),
+        ({"combine": "select"}, STEEL, "architecture.feed=logits does not hand on. Use architecture.feed=label or"),
+        ({"combine": "select", "feed": "hidden"}, STEEL, "architecture.feed=hidden does not hand on"),
+        (
+            {"combine": "select", "feed": "softmax"},
+            CARS,
+            r"make \(classification\) above model \(classification\). .*order=\[\[model,weight\]\]",
+        ),
+        ({"combine": "select", "feed": "label"}, PAIR, "above model .* Use another architecture.combine"),
+        (
+            {"combine": "select", "feed": "softmax", "order": [["make", "weight"], ["model", "weight"]]},
+            CARS,
+            r"make \(classification\) and model \(classification\) above weight \(regression\)",
+        ),
+        (
+            {"combine": "select", "feed": "softmax"},
+            TaskSet([Task("a", "regression"), Task("b", "regression")]),
+            r"a \(regression\) above b \(regression\)",
+        ),
     ],
 )
 def test_impossible_cascades_are_refused(changes: dict, tasks: TaskSet, hint: str) -> None:

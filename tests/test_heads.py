@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mtlcar.errors import UserError
-from mtlcar.heads.base import Head
+from mtlcar.heads.base import Head, SameKind
+from mtlcar.heads.float32 import Float32Linear
 from mtlcar.heads.per_task import PerTask
 from mtlcar.tasks import Task
 
@@ -20,6 +21,9 @@ CONF = Path(__file__).parent.parent / "conf" / "head"
 
 # name: (what it takes, layers before the last, default dropout)
 TABLE = {"linear": ("vector", False, 0.0), "mlp": ("vector", True, 0.5), "conv": ("map", True, 0.5)}
+
+CLASS = Task("class", "classification", classes=("p", "q", "r"))
+HARDNESS = Task("hardness", "regression", unit="HV")
 
 
 def build(name: str, inputs: int, outputs: int, extra: int = 0, **changes: object) -> Head:
@@ -111,10 +115,94 @@ def test_a_map_without_extent_is_refused_with_a_way_out() -> None:
         head(torch.randn(1, 8, 1, 1))
 
 
-# --- a kind for each task ---------------------------------------------------------------------------------------------
+# --- the last layer of a regression -----------------------------------------------------------------------------------
 
-CLASS = Task("class", "classification", classes=("p", "q", "r"))
-HARDNESS = Task("hardness", "regression", unit="HV")
+
+def of_task(task: Task, name: str, **more: int) -> Head:
+    torch.manual_seed(0)
+    small = {} if name == "linear" else {"hidden": 6}
+    make = instantiate(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), small), _partial_=True)
+    return SameKind(make)(task, 8, **more).eval()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_values_head_is_float32_under_autocast_and_a_classs_is_not(name: str) -> None:
+    with torch.no_grad():
+        for task, dtype in ((HARDNESS, torch.float32), (CLASS, torch.bfloat16)):
+            head = of_task(task, name)
+            x = taken(head, 64, 8)
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = head.hidden(head.input_dropout(x)).bfloat16()
+                found = head.output(hidden)
+                assert head(x).dtype == dtype
+            assert found.dtype == dtype
+            by_hand = hidden.float() @ head.output.weight.T + head.output.bias
+            rounded = (by_hand.bfloat16().float() - by_hand).abs().max()
+            assert rounded > 1e-4
+            if task is HARDNESS:
+                torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_without_autocast_a_values_head_is_the_plain_one_bit_for_bit(name: str) -> None:
+    head = of_task(HARDNESS, name)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    plain = build(name, 8, 1, **({} if name == "linear" else {"hidden": 6})).eval()
+    assert torch.equal(torch.rand(1), after)  # no other random numbers
+    assert list(head.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(head.parameters(), plain.parameters(), strict=True))
+    x = taken(head, 5, 8)
+    found = []
+    for h in (head, plain):
+        out = h(x)
+        out.square().sum().backward()
+        found.append([out, *(p.grad for p in h.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert torch.equal(head.double()(x.double()), plain.double()(x.double()))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_gradients_pass_the_float32_layer(name: str) -> None:
+    head = of_task(HARDNESS, name).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = head(taken(head, 5, 8))
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.any() for p in head.parameters())
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_values_head_compiles_to_one_graph_and_exports(name: str, autocast: bool) -> None:
+    head = of_task(HARDNESS, name)
+    x = taken(head, 3, 8)
+    torch._dynamo.reset()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = head(x)
+        compiled = torch.compile(head, backend="eager", fullgraph=True)(x)
+        read = torch.export.export(head, (x,)).module()(x)
+    assert compiled.dtype == read.dtype == torch.float32
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(read, expected)
+
+
+def test_a_head_may_have_more_outputs_than_its_task() -> None:
+    head = of_task(HARDNESS, "mlp", extra_features=2, outputs=4)
+    assert isinstance(head.output, Float32Linear)
+    assert head(torch.randn(2, 8), torch.randn(2, 2)).shape == (2, 4)
+    assert type(of_task(CLASS, "mlp").output) is nn.Linear
+    with torch.device("meta"):
+        assert of_task(HARDNESS, "mlp", outputs=4)(torch.randn(2, 8)).shape == (2, 4)
+
+
+def test_a_kind_for_each_task_has_float32_values_too() -> None:
+    heads = per_task(kinds={"hardness": "mlp"})
+    assert type(heads(CLASS, 16).output) is nn.Linear
+    assert isinstance(heads(HARDNESS, 16).output, Float32Linear)
+    assert heads(HARDNESS, 16, outputs=3).output.out_features == 3
+
+
+# --- a kind for each task ---------------------------------------------------------------------------------------------
 
 
 def per_task(**changes: object) -> PerTask:

@@ -59,7 +59,7 @@ from pathlib import Path
 import numpy as np
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from mtlcar.runs.loggers import finish, summarize, wandb_info
+from mtlcar.runs.loggers import finish, summarize, update_config, wandb_info
 from mtlcar.runs.wandb_media import finish_figures
 from tests.run_dirs import CARS, config, predictions
 imported_early = "wandb" in sys.modules
@@ -70,6 +70,7 @@ loggers = instantiate(node, _partial_=True)(run_dir=run_dir, run_name="x" * 300,
     group="sweep-of-mine", job_type="train", config=made, tags=["paper_a", "t" * 100])
 try:
     run = loggers[0].experiment
+    update_config(loggers, {"label_transform": {"name": "fastcar", "constants": {"gap": 25.9}}})
     for step in range(3):
         loggers[0].log_metrics({"val/model/accuracy": step / 10}, step=10 * step + 1)
     loggers[0].log_metrics({"test/model/accuracy": 0.5, "epoch": 0}, step=0)
@@ -122,6 +123,7 @@ def test_the_wandb_run_is_named_grouped_tagged_and_configured(offline: tuple[Pat
     assert set(seen["tags"]) == {"paper_a", "mine", shorten("t" * 100, 64)}
     assert seen["config"]["architecture"]["name"] == "parallel"
     assert seen["config"]["data"]["name"] == "synthetic_cars"
+    assert seen["config"]["label_transform"] == {"name": "fastcar", "constants": {"gap": 25.9}}  # found after the start
     assert seen["summary"]["test/model/accuracy"] == 0.5
     assert seen["summary"]["cost/parameters"] == 7
     assert "figures/confusion_model" in seen["summary"]

@@ -1,7 +1,7 @@
 """Heads in a directed acyclic graph: what one task says is fed to the next."""
 
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,15 @@ class Cascade(Architecture):
     Args:
         order: [parent, child] edges; None: from the tasks (`task_graph.default_edges`).
         feed: what a parent hands on: its logits (a regression: its value), softmax, hidden representation, or the true
-            label in training and the softmax in evaluation and for missing labels.
+            label in training and, in evaluation and for missing labels, the softmax; for combine=select the one-hot
+            predicted class instead.
         detach: cut the gradient from the child's loss into the parent's head and, through it, into the backbone.
-        combine: concat, add or gate; see `Join`.
+        combine: concat, add, gate or select; see `Join`.
+
+    combine=select is regression given the class: a value y whose one parent is a classification has an output y_c for
+    each of that parent's classes, and y = sum_c p_c y_c. With feed=label y is, in training, the output of the true
+    class, which alone gets a gradient, and in evaluation and for missing labels that of the predicted class; with
+    feed=softmax it is the expectation over the predicted classes.
     """
 
     has_bottleneck = True
@@ -62,21 +68,50 @@ class Cascade(Architecture):
         self.name = name
         self.tasks = tasks
         self.feed: Feed = feed
+        self.combine: Combine = combine
         self.detach = detach
         self.backbone = backbone()
         features = self.backbone.features
         self.parents = parents(tasks, order)
+        if combine == "select":
+            self._check_select()
         self.feeding = tuple(n for n in tasks.names if any(n in p for p in self.parents.values()))
         heads: dict[str, Head] = {}
         joins: dict[str, Join] = {}
         for child, above in self.parents.items():
             width = sum(fed_width(tasks[p], heads[p], feed) for p in above)
             joins[child] = Join(combine if above else "concat", features, width)
-            heads[child] = head(tasks[child], features, extra_features=joins[child].extra_features)
+            join = joins[child]
+            heads[child] = head(tasks[child], features, extra_features=join.extra_features, outputs=join.outputs)
         self._check_feed(heads)
         freeze_unused_pooling(self.backbone, list(heads.values()))
         self.heads = nn.ModuleList(heads[n] for n in tasks.names)
         self.joins = nn.ModuleList(joins[n] for n in tasks.names)
+
+    def _check_select(self) -> None:
+        if self.feed not in ("label", "softmax"):
+            raise UserError(
+                "architecture.combine=select weighs one output per class by probabilities, which architecture.feed="
+                f"{self.feed} does not hand on. Use architecture.feed=label or architecture.feed=softmax."
+            )
+        for child, above in self.parents.items():
+            if not above:
+                continue
+            kinds = [self.tasks[p].kind for p in above]
+            if self.tasks[child].kind == "classification" or kinds != ["classification"]:
+                raise UserError(
+                    "architecture.combine=select is for regressions with one classification above each. Found "
+                    f"{' and '.join(f'{p} ({k})' for p, k in zip(above, kinds, strict=True))} above {child} "
+                    f"({self.tasks[child].kind}). {self._edge_for_select()}"
+                )
+
+    def _edge_for_select(self) -> str:
+        """What to do: an edge from the finest class to the first value, or another method."""
+        if not (self.tasks.classification and self.tasks.regression):
+            return "Use another architecture.combine: of these tasks none is of the other kind."
+        return (
+            f"Give such edges alone: architecture.order=[[{self.tasks.finest().name},{self.tasks.regression[0].name}]]."
+        )
 
     def _check_feed(self, heads: dict[str, Head]) -> None:
         bare = [n for n in self.feeding if not heads[n].has_hidden]
@@ -104,22 +139,20 @@ class Cascade(Architecture):
         forcing = self.feed == "label" and self.training
         if forcing and targets is None:
             raise ValueError("architecture.feed=label needs the targets in training.")
-        heads = typed(self.heads)
+        heads, joins = typed(self.heads), cast(Sequence[Join], self.joins)
         bottleneck, inputs = head_inputs(self.backbone, heads, self.backbone(image)[-1])
         outputs: dict[str, Tensor] = {}
         fed: dict[str, Tensor] = {}
         for name, above in self.parents.items():
             i = self.tasks.names.index(name)
-            features, extra = (
-                self.joins[i](inputs[i], torch.cat([fed[p] for p in above], 1)) if above else (inputs[i], None)
-            )
-            hidden = heads[i].hidden(features, extra)
+            given = torch.cat([fed[p] for p in above], 1) if above else None
+            hidden = heads[i].hidden(*joins[i](inputs[i], given))
             raw = heads[i].output(hidden)
             task = self.tasks[name]
-            outputs[name] = as_output(task, raw)
+            outputs[name] = as_output(task, joins[i].read(raw, given))
             if name in self.feeding:
                 label = targets[name] if forcing and targets is not None else None
-                value = fed_value(task, self.feed, hidden, raw, label)
+                value = fed_value(task, self.feed, hidden, raw, label, one_class=self.combine == "select")
                 fed[name] = value.detach() if self.detach else value
         return Shared({n: outputs[n] for n in self.tasks.names}, bottleneck)
 

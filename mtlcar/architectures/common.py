@@ -69,15 +69,18 @@ def make_heads(tasks: TaskSet, head: HeadFactory, features: int) -> list[Head]:
     return [head(task, features) for task in tasks]
 
 
-def copies(backbone: BackboneFactory, n: int, share_until: int) -> list[StagedBackbone]:
+def copies(backbone: BackboneFactory, n: int, share_until: int, *, own: int = 1) -> list[StagedBackbone]:
     """n trunks of which all but the first lack the first `share_until` stages: those of the first serve all.
 
+    Args:
+        own: how many stages each must keep for itself.
+
     Raises:
-        UserError: `share_until` outside 0..K-1.
+        UserError: `share_until` outside 0..K - own.
     """
     first = backbone()
-    most = f" (the trunk has {first.depth} stages)"
-    whole("architecture.share_until", share_until, least=0, most=first.depth - 1, because=most)
+    most = f" (of the trunk's {first.depth} stages, {own} must stay apart)"
+    whole("architecture.share_until", share_until, least=0, most=first.depth - own, because=most)
     trunks = [first, *(backbone() for _ in range(n - 1))]
     for trunk in trunks[1:]:
         trunk.drop_first(share_until)

@@ -22,7 +22,6 @@ from mtlcar.architectures.common import (
     typed,
 )
 from mtlcar.backbones.base import BackboneFactory, StagedBackbone
-from mtlcar.errors import UserError
 from mtlcar.heads.base import HeadFactory
 from mtlcar.options import number, whole
 from mtlcar.tasks import TaskSet
@@ -89,13 +88,8 @@ class LTB(TaskRepresentations):
         self.warmup = warmup
         self.temperatures = (float(temperature), float(final_temperature))
         inner = len(tasks) if branches is None else branches
-        trunks = copies(backbone, max(inner, len(tasks)), share_until)
+        trunks = copies(backbone, max(inner, len(tasks)), share_until, own=2)  # with one, no branch has a choice
         depth = trunks[0].depth
-        if share_until > depth - 2:
-            raise UserError(
-                f"architecture.share_until should be 0 to {depth - 2}: with {share_until} of {depth} stages shared no "
-                "branch has a choice. Lower it, or use architecture=parallel."
-            )
         self.unshared = range(share_until, depth)
         self.widths = [inner] * (len(self.unshared) - 1) + [len(tasks)]
         self.paths: tuple[Path, ...] | None = None  # of a pruned network

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from mtlcar.heads.float32 import Float32Linear
 from mtlcar.options import number
 from mtlcar.tasks import Task
 
@@ -18,7 +19,7 @@ class Head(nn.Module, ABC):
     Attributes:
         takes: "vector": the pooled representation [B, D]; "map": the last feature map [B, D, H, W].
         input_dropout: dropout on what the head takes, or Identity; apart, so that tasks can share one mask.
-        output: the last layer.
+        output: the last layer, for a regression a `Float32Linear` (`head_of`).
         has_hidden: whether layers of its own lie below `output`.
     """
 
@@ -37,9 +38,14 @@ class Head(nn.Module, ABC):
 
 
 class HeadFactory(Protocol):
-    """Makes the head of a task; `extra_features` is the width E of `extra`."""
+    """Makes the head of a task.
 
-    def __call__(self, task: Task, in_features: int, extra_features: int = 0) -> Head: ...
+    Args:
+        extra_features: the width E of `extra`.
+        outputs: how many numbers it gives; None: as many as the task has.
+    """
+
+    def __call__(self, task: Task, in_features: int, extra_features: int = 0, outputs: int | None = None) -> Head: ...
 
 
 class SameKind:
@@ -52,8 +58,21 @@ class SameKind:
     def __init__(self, make: Callable[..., Head]) -> None:
         self.make = make
 
-    def __call__(self, task: Task, in_features: int, extra_features: int = 0) -> Head:
-        return self.make(in_features, task.outputs, extra_features=extra_features)
+    def __call__(self, task: Task, in_features: int, extra_features: int = 0, outputs: int | None = None) -> Head:
+        return head_of(task, self.make, in_features, extra_features, outputs)
+
+
+def head_of(
+    task: Task, make: Callable[..., Head], in_features: int, extra_features: int = 0, outputs: int | None = None
+) -> Head:
+    """What `make` gives, with a last layer that suits the task: a regression's computes in float32 also under autocast.
+
+    Args: as of `SameKind` and `HeadFactory`.
+    """
+    head = make(in_features, task.outputs if outputs is None else outputs, extra_features=extra_features)
+    if task.kind == "regression":
+        head.output = Float32Linear.around(head.output)
+    return head
 
 
 def checked_dropout(p: float) -> float:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from mtlcar.config import conf_dir, groups
 from mtlcar.errors import UserError, did_you_mean
-from mtlcar.heads.base import Head, checked_dropout
+from mtlcar.heads.base import Head, checked_dropout, head_of
 from mtlcar.tasks import Task
 
 
@@ -57,7 +57,7 @@ class PerTask:
                         f"There are: {', '.join(names)}."
                     )
 
-    def __call__(self, task: Task, in_features: int, extra_features: int = 0) -> Head:
+    def __call__(self, task: Task, in_features: int, extra_features: int = 0, outputs: int | None = None) -> Head:
         kind = self.kinds.get(task.name, self.default)
         node: Any = OmegaConf.load(conf_dir() / "head" / f"{kind}.yaml")
         for key, value in self.options.get(task.name, {}).items():
@@ -72,10 +72,9 @@ class PerTask:
             node.dropout = self.dropout
         make = instantiate(node, _partial_=True)
         try:
-            head: Head = make(in_features, task.outputs, extra_features=extra_features)
+            return head_of(task, make, in_features, extra_features, outputs)
         except UserError as error:
             raise UserError(f"The head of {task.name}: {error}") from error
-        return head
 
 
 def mapping(key: str, given: Any, example: str) -> dict[str, Any]:

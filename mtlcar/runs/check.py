@@ -19,6 +19,7 @@ CHOICES = {
     "monitor_mode": (None, "max", "min"),
     "data.split": ("official", "stratified", "grouped"),
     "data.on_bad_image": ("error", "skip"),
+    "test_time_augmentation": ("none", "flips", "dihedral"),
 }
 
 

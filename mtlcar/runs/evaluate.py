@@ -7,16 +7,22 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from mtlcar.config import finish, groups
+from mtlcar.config import conf_dir, finish, groups
 from mtlcar.errors import UserError
 from mtlcar.runs.check import check
 from mtlcar.runs.launch import find_run
 
 
 def stored_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
-    """The run's configuration with overrides of existing keys."""
+    """The run's configuration with overrides of existing keys. Top-level keys that are younger than the run have their
+    default, which is what the run was made with."""
     cfg = OmegaConf.load(run_dir / "config.yaml")
+    defaults = OmegaConf.load(conf_dir() / "train.yaml")
     assert isinstance(cfg, DictConfig)
+    assert isinstance(defaults, DictConfig)
+    for key, value in defaults.items():
+        if key not in (*cfg, "defaults", "hydra"):
+            cfg[key] = value
     OmegaConf.set_struct(cfg, True)
     names = groups()
     for text in overrides:

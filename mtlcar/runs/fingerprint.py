@@ -14,6 +14,7 @@ WITHOUT = (
     "paths",
     "logger",
     "sweep",
+    "method",
     "hydra",
     "data.root",
     "data.cache",

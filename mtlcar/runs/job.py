@@ -86,9 +86,10 @@ def run(run_dir: Path, cfg: DictConfig) -> None:
     import torch
 
     from mtlcar.build import build, check_parts, make
-    from mtlcar.runs.loggers import finish
+    from mtlcar.runs.loggers import finish, update_config
     from mtlcar.runs.memory import keep_freed_memory
     from mtlcar.runs.results import metrics_json, score, write_results
+    from mtlcar.runs.search import keep_constants, search
     from mtlcar.runs.training import fit, quiet_lightning, tag_list
 
     quiet_lightning()
@@ -111,12 +112,16 @@ def run(run_dir: Path, cfg: DictConfig) -> None:
     )
     code = 1
     try:
+        searched = search(cfg, parts, run_dir)
+        keep_constants(cfg, parts, run_dir, write=is_main_process())
+        update_config(loggers, {"label_transform": OmegaConf.to_container(cfg.label_transform, resolve=True)})
         timing, checkpoints = fit(cfg, parts, run_dir, loggers)
+        timing.search_seconds = searched
         best = run_dir / "checkpoints" / "best.ckpt"
         values, predictions, tables = score(cfg, parts, best, loggers, checkpoints.steps)
         rows = predictions.rows()  # a collective: every process of a job takes part
         if is_main_process():
-            result = metrics_json(parts, run_dir, timing, checkpoints, values, tables, loggers)
+            result = metrics_json(parts, run_dir, timing, checkpoints, values, tables, loggers, rows)
             write_results(run_dir, parts, result, rows, loggers)
         code = 0
     finally:
@@ -127,6 +132,8 @@ def run(run_dir: Path, cfg: DictConfig) -> None:
 
 def run_name(cfg: DictConfig) -> str:
     """What W&B and the tables call it: the answers that make the run."""
+    if cfg.get("method"):
+        return "_".join([str(cfg.data.name), str(cfg.backbone.name), str(cfg.method).replace(" ", "-"), f"s{cfg.seed}"])
     parts = [str(cfg[g].name) for g in ("data", "backbone", "architecture", "head", "weighting")]
     if cfg.label_transform.name != "identity":
         parts.append(str(cfg.label_transform.name))

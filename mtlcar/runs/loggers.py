@@ -192,6 +192,12 @@ def summarize(loggers: Sequence[Logger], values: Mapping[str, Any]) -> None:
         logger.experiment.summary.update(flat)
 
 
+def update_config(loggers: Sequence[Logger], values: Mapping[str, Any]) -> None:
+    """Top-level keys of the configuration that W&B shows, as they are now."""
+    for logger in wandb_loggers(loggers):
+        logger.experiment.config.update(dict(values), allow_val_change=True)
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():

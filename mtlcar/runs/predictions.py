@@ -3,8 +3,9 @@
 Columns: `index` (row of the annotations), `path`, `group` (of images that belong together, such as one specimen's;
 only where the data set has groups), and per predicted task `<task>/target` and `<task>/prediction`
 (class index, -1: missing; or value in the label's unit, NaN: missing). Classifications with scores also have
-`<task>/scores` (list<float32>, by class index) and `<task>/confidence` (the predicted class's score). The task set, and
-with it the class names, is in the file's metadata.
+`<task>/scores` (list<float32>, by class index) and, where these are probabilities, `<task>/confidence` (the predicted
+class's). A label transform may add columns: FastCAR `axis/position` and `axis/flag`. The task set, and with it the
+class names, is in the file's metadata.
 """
 
 import json
@@ -43,9 +44,11 @@ class PredictionCollector:
         predictions: Mapping[str, Tensor],
         targets: Mapping[str, Tensor],
         scores: Mapping[str, Tensor] | None = None,
+        columns: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """A batch: rows of the annotations [B], {task: [B]} twice, and {classification: scores [B, C]}."""
+        """A batch: rows of the annotations [B], {task: [B]} twice, {classification: scores [B, C]}, {further: [B]}."""
         batch = {"index": index.cpu().numpy()}
+        batch |= {name: column.cpu().numpy() for name, column in (columns or {}).items()}
         for task in self.tasks:
             if task.name not in predictions:
                 continue
@@ -81,6 +84,8 @@ def write_predictions(
     rows: Mapping[str, np.ndarray],
     paths: Sequence[str],
     groups: Sequence[Any] | np.ndarray | None = None,
+    *,
+    confidence: bool = True,
 ) -> None:
     """Write what `PredictionCollector.rows` gave.
 
@@ -88,6 +93,7 @@ def write_predictions(
         path: the file; it appears whole or not at all.
         paths: image paths of all rows of the annotations, which `index` points into.
         groups: names of their groups, or None where images are independent.
+        confidence: whether scores are probabilities, so that the predicted class's is worth a column.
     """
     index = np.asarray(rows.get("index", np.empty(0)), dtype=np.int64)
     columns: dict[str, Any] = {
@@ -106,10 +112,13 @@ def write_predictions(
         if scores is None:
             continue
         scores = np.ascontiguousarray(scores, dtype=np.float32)
-        confidence = scores[np.arange(len(scores)), np.maximum(prediction, 0)]
-        columns[f"{task.name}/confidence"] = pa.array(np.where(prediction >= 0, confidence, np.float32("nan")))
+        if confidence:
+            own = scores[np.arange(len(scores)), np.maximum(prediction, 0)]
+            columns[f"{task.name}/confidence"] = pa.array(np.where(prediction >= 0, own, np.float32("nan")))
         ends = pa.array(np.arange(len(scores) + 1) * scores.shape[1], type=pa.int32())
         columns[f"{task.name}/scores"] = pa.ListArray.from_arrays(ends, scores.ravel())
+    of_tasks = tuple(f"{task.name}/" for task in tasks)
+    columns |= {n: pa.array(column) for n, column in rows.items() if n not in columns and not n.startswith(of_tasks)}
     table = pa.table(columns)
     table = table.replace_schema_metadata({TASKS_KEY: json.dumps(tasks.to_dict()).encode()})
     with replacing(path) as temporary:

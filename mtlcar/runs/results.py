@@ -36,7 +36,9 @@ class CollectPredictions(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
-        self.collector.update(outputs["index"], outputs["prediction"], outputs["target"], outputs["scores"])
+        self.collector.update(
+            outputs["index"], outputs["prediction"], outputs["target"], outputs["scores"], outputs["columns"]
+        )
 
 
 def score(
@@ -63,6 +65,7 @@ def metrics_json(
     values: dict[str, float],
     tables: dict[str, Any],
     loggers: list[Any],
+    rows: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """The contract of DESIGN section 6; accuracies are fractions, mape a percentage, errors in the label's unit."""
     return {
@@ -81,11 +84,19 @@ def metrics_json(
         "per_class": finite(tables),
         "timing": timing.summary(),
         "cost": costs(parts),
-        "findings": parts.module.architecture.findings(),
+        "findings": findings(parts, rows),
         "data": {name: len(rows) for name, rows in parts.data.indices.items()},
         "versions": versions(),
         "wandb": wandb_info(loggers),
     }
+
+
+def findings(parts: Parts, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What architecture and label transform found out."""
+    transform = parts.module.label_transform
+    own = {"constants": transform.constants(), **transform.findings(rows)}
+    own = {key: value for key, value in own.items() if value}
+    return {**parts.module.architecture.findings(), **({"label_transform": own} if own else {})}
 
 
 def costs(parts: Parts) -> dict[str, Any]:
@@ -133,8 +144,13 @@ def write_results(
         return parts.data.gather(np.asarray(rows))
 
     path = run_dir / "predictions.parquet"
-    write_predictions(path, parts.data.tasks, rows, parts.data.annotations.paths, parts.data.annotations.groups)
-    finish_figures(run_dir, parts.data.tasks, read_predictions(path)[0], gather, loggers)
+    transform = parts.module.label_transform
+    annotations = parts.data.annotations
+    write_predictions(
+        path, parts.data.tasks, rows, annotations.paths, annotations.groups, confidence=transform.probabilities
+    )
+    df = read_predictions(path)[0]
+    finish_figures(run_dir, parts.data.tasks, df, gather, loggers, transform.figures(df))
     summarize(loggers, {key: result[key] for key in ("best", "test", "timing", "cost")})
     write_json(run_dir / "metrics.json", result)
     shown = ", ".join(f"{k} {v:.4g}" for k, v in result["test"].items() if v is not None and not k.endswith("loss"))

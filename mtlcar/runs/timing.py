@@ -17,6 +17,7 @@ class Timing(Callback):
 
     def __init__(self) -> None:
         self.fit_seconds = 0.0
+        self.search_seconds = 0.0  # of trainings before this one, to choose constants by
         self.epochs = 0
         self.images = 0
         self.steps: list[float] = []
@@ -42,7 +43,8 @@ class Timing(Callback):
 
     def summary(self) -> dict[str, float]:
         return {
-            "fit_seconds": round(self.fit_seconds, 3),
+            "fit_seconds": round(self.search_seconds + self.fit_seconds, 3),
+            "search_seconds": round(self.search_seconds, 3),
             "epochs": self.epochs,
             "train_images_per_second": round(self.images / sum(self.steps), 3) if self.steps else 0.0,
             "step_ms_median": round(1e3 * statistics.median(self.steps), 3) if self.steps else 0.0,

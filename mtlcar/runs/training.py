@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -74,7 +75,8 @@ def user_callbacks(cfg: DictConfig, parts: Parts) -> list[Callback]:
 
 
 def fit(cfg: DictConfig, parts: Parts, run_dir: Path, loggers: list[Any]) -> tuple[Timing, Checkpoints]:
-    """Train to the end."""
+    """Train to the end. Random numbers start from the seed here, whatever was drawn before."""
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     timing = Timing()
     checkpoints = Checkpoints(run_dir / "checkpoints", parts.monitor, parts.mode)
     callbacks = [

@@ -5,7 +5,7 @@
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -127,12 +127,20 @@ def _caption(task: Task, row: pd.Series) -> str:
 
 
 def finish_figures(
-    run_dir: Path, tasks: TaskSet, df: pd.DataFrame, gather: Gather, loggers: Sequence[Logger] = ()
+    run_dir: Path,
+    tasks: TaskSet,
+    df: pd.DataFrame,
+    gather: Gather,
+    loggers: Sequence[Logger] = (),
+    further: Mapping[str, Figure] | None = None,
 ) -> list[Path]:
     """Write the figures to `<run_dir>/figures` and log them to W&B where that is the logger.
 
+    Args:
+        further: name -> figure of a part's own.
+
     Returns:
-        The PNG files: `confusion_<task>.png` for each class task with predictions, and `worst_errors.png`.
+        The PNG files: `confusion_<task>.png` for each class task with predictions, `worst_errors.png`, further ones.
     """
     figures: dict[str, Figure] = {}
     for task in tasks.classification:
@@ -142,6 +150,7 @@ def finish_figures(
     worst = worst_errors_figure(tasks, df, gather)
     if worst is not None:
         figures["worst_errors"] = worst
+    figures |= further or {}
     files = []
     for name, figure in figures.items():
         files.append(run_dir / "figures" / f"{name}.png")

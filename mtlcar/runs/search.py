@@ -1,0 +1,112 @@
+"""The short trainings that a label transform asks for before the real one."""
+
+import copy
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from mtlcar.build import Parts
+from mtlcar.finite import NonFiniteLossError, StopOnNonFinite
+from mtlcar.label_transforms.base import Outcome, Trial
+from mtlcar.runs.files import write_text
+from mtlcar.runs.progress import progress
+from mtlcar.runs.training import make_trainer
+
+log = logging.getLogger("mtlcar")
+
+
+class GradientMeter(Callback):
+    """Mean |gradient| over all elements of the parameters that have one, averaged over the optimizer's steps.
+
+    Measured on what the optimizer is about to use: unscaled, accumulated, before clipping. One fused call and no
+    synchronisation a step.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._steps = 0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        total = torch.stack(torch._foreach_norm(gradients, 1)).double().sum()
+        mean = total / sum(g.numel() for g in gradients)
+        self._sum = mean if self._sum is None else self._sum + mean
+        self._steps += 1
+
+    def mean(self) -> float:
+        return math.nan if self._sum is None else float(self._sum) / self._steps
+
+
+class StopAfter(Callback):
+    """Ends a training after some epochs. The trainer's own `max_epochs` stays, which schedules look at."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch + 1 >= self.epochs:
+            trainer.should_stop = True
+
+
+def search(cfg: DictConfig, parts: Parts, run_dir: Path) -> float:
+    """Let the label transform choose its constants; the network has its first parameters again afterwards.
+
+    Returns:
+        The seconds it took.
+
+    Raises:
+        UserError: the transform found none that pass.
+    """
+    began = time.perf_counter()
+    transform = parts.module.label_transform
+    steps = transform.search()
+    trial = next(steps, None)
+    if trial is None:
+        return 0.0
+    first = copy.deepcopy(parts.module.state_dict())
+    own = {key for key in first if key.startswith("label_transform.")}
+    while trial is not None:
+        outcome = _try(cfg, parts, run_dir, trial)
+        parts.module.load_state_dict({**first, **{k: v for k, v in parts.module.state_dict().items() if k in own}})
+        try:
+            trial = steps.send(outcome)
+        except StopIteration:
+            trial = None
+    return time.perf_counter() - began
+
+
+def _try(cfg: DictConfig, parts: Parts, run_dir: Path, trial: Trial) -> Outcome:
+    meter = GradientMeter()
+    callbacks = [StopOnNonFinite(cfg.trainer.log_every_n_steps), meter, progress(), StopAfter(trial.epochs)]
+    trainer = make_trainer(cfg, callbacks, [], run_dir)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    try:
+        trainer.fit(parts.module, datamodule=parts.data, weights_only=True)
+    except NonFiniteLossError as error:
+        log.info("%s", str(error).splitlines()[0])
+        return Outcome(math.inf, {}, parts.monitor, parts.mode)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    gradient = meter.mean()
+    return Outcome(math.inf if math.isnan(gradient) else gradient, metrics, parts.monitor, parts.mode)
+
+
+def keep_constants(cfg: DictConfig, parts: Parts, run_dir: Path, *, write: bool) -> None:
+    """What the transform found becomes `label_transform.constants` of the configuration and of the run's config.yaml,
+    from where another run can take it."""
+    transform = parts.module.label_transform
+    found = transform.constants()
+    scalars = {key: f"{value:.6g}" for key, value in found.items() if isinstance(value, float)}
+    if scalars:
+        log.info("label_transform=%s: %s", transform.name, ", ".join(f"{k} {v}" for k, v in scalars.items()))
+    if found and cfg.label_transform.get("constants") is None:
+        cfg.label_transform.constants = found
+        if write:
+            write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
