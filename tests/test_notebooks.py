@@ -1,0 +1,87 @@
+"""Every notebook is stored without outputs, and runs; what it finds holds for the data."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+
+from mtlcar.data.advanced_steel import read
+from tests.layout_samples import REPO, real_data
+
+NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
+
+
+def execute(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run every cell in `folder`; what its last cell leaves behind."""
+    results = folder / "results.json"
+    for name in [n for n in os.environ if n.startswith("MTLCAR_NOTEBOOK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MTLCAR_NOTEBOOK_RESULTS", str(results))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR"):
+        monkeypatch.setenv(name, str(folder / name.lower()))
+    with warnings.catch_warnings():  # of jupyter_client and zmq about themselves; the kernel has its own filters
+        warnings.simplefilter("ignore")
+        from nbclient import NotebookClient
+
+        notebook = nbformat.read(path, as_version=4)
+        resources = {"metadata": {"path": str(folder)}}
+        NotebookClient(notebook, timeout=280, kernel_name="python3", resources=resources).execute()
+    found: dict[str, Any] = json.loads(results.read_text())
+    return found
+
+
+def test_there_is_a_notebook() -> None:
+    assert [path.name for path in NOTEBOOKS] == ["fastcar.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_stored_valid_and_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+@pytest.mark.timeout(600)
+def test_fastcar_notebook_shows_what_it_says_on_the_steels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = real_data("advanced_steel").resolve()
+    monkeypatch.setenv("MTLCAR_DATA", str(root.parent))
+    found = execute(REPO / "notebooks" / "fastcar.ipynb", tmp_path, monkeypatch)
+    annotations, _ = read(root)
+    y, c = annotations.targets["property"].astype(float), annotations.targets["class"]
+    train, test = annotations.split == "train", annotations.split == "test"
+    constant = np.mean((y[test] - y[train].mean()) ** 2)
+    means = np.array([y[train & (c == k)].mean() for k in range(6)])
+    mse = found["mse"]
+    assert found["data"] == "advanced_steel"
+    assert mse["constant (training mean)"] == pytest.approx(constant, rel=1e-6)
+    assert mse["lookup, every class known"] == pytest.approx(np.mean((y[test] - means[c[test]]) ** 2), rel=1e-6)
+    assert found["explained"] == pytest.approx(0.9887, abs=1e-3)
+    assert mse["two heads, raw"] > constant  # 6.4 times when this was written
+    for name in ("two heads, standardised", "FastCAR", "classifier + lookup"):  # 0.04 to 0.07
+        assert mse[name] < constant / 2, name
+    # the raw target: mean squared + variance of a batch at first, and nearly all of what reaches the trunk
+    assert found["first_loss"] == pytest.approx(np.mean(y[train] ** 2), rel=0.4)
+    assert found["raw_share_of_trunk"] > 0.98
+    assert found["output_gradients"]["property"] > 1000 * found["output_gradients"]["class"]
+    assert found["reached"]["standardised"] < 10 < found["least_steps"] < found["reached"]["raw"]
+    assert found["steps"] < found["least_steps"]
+    # doubt between the first and the third class
+    assert found["doubt"]["fastcar"] == found["doubt"]["second"] not in found["doubt"]["between"]
+    assert found["doubt"]["softmax"] in found["doubt"]["between"]
+
+
+@pytest.mark.slow
+def test_fastcar_notebook_runs_without_the_steels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTLCAR_DATA", str(tmp_path / "nothing"))
+    found = execute(REPO / "notebooks" / "fastcar.ipynb", tmp_path, monkeypatch)
+    assert found["data"] == "synthetic_cars"
+    assert found["mse"]["two heads, raw"] > found["mse"]["constant (training mean)"] / 2
