@@ -23,7 +23,7 @@ from mtlcar.heads.per_task import PerTask
 from mtlcar.label_transforms.base import LabelTransform
 from mtlcar.losses import TaskLosses
 from mtlcar.metrics.tasks import TaskMetrics
-from mtlcar.module import MultiTaskModule, refuse_impossible
+from mtlcar.module import MultiTaskModule, refuse_averaging, refuse_impossible
 from mtlcar.tasks import TaskSet
 
 
@@ -89,7 +89,7 @@ def build(cfg: DictConfig, data: MultiTaskData | None = None) -> Parts:
     if not label_transform.own_scale:
         losses.fit(label_transform.encode(data.train_targets))
     data.set_normalization(architecture.backbone.mean, architecture.backbone.std)
-    predicted = predicted_tasks(data.tasks, trained, architecture.tasks)
+    predicted = predicted_tasks(data.tasks, label_transform, architecture.tasks)
     monitor, mode = resolve_monitor(cfg, predicted, architecture.tasks)
     batches = data.steps_per_epoch
     limit = cfg.trainer.limit_train_batches
@@ -137,9 +137,10 @@ def check_parts(cfg: DictConfig, tasks: TaskSet) -> None:
         optimizer = make(cfg.optimizer, architecture=architecture, weighting=weighting)
         make(cfg.scheduler, optimizer=optimizer, total_steps=20, steps_per_epoch=5, monitor="val/loss")
         try_forward(architecture, losses, label_transform, cfg.data.image_size)
-    resolve_monitor(cfg, predicted_tasks(tasks, encoded, architecture.tasks), architecture.tasks)
+    resolve_monitor(cfg, predicted_tasks(tasks, label_transform, architecture.tasks), architecture.tasks)
     make_augment(plain(cfg.data.augment))
     refuse_impossible(architecture, weighting)
+    refuse_averaging(architecture, cfg.get("test_time_augmentation", "none"))
 
 
 def try_forward(
@@ -154,12 +155,11 @@ def try_forward(
         label_transform.decode(losses.predictions(outputs), losses.scores(outputs))
 
 
-def predicted_tasks(tasks: TaskSet, encoded: TaskSet, trained: TaskSet) -> TaskSet:
-    """The dataset's tasks that get a prediction: all, unless the architecture trains only some; then those, and the
-    coarser ones that they imply."""
-    if trained.names == encoded.names:
-        return tasks
-    return tasks.subset(n for t in trained.names if t in tasks for n in (t, *tasks.ancestors(t)))
+def predicted_tasks(tasks: TaskSet, label_transform: LabelTransform, trained: TaskSet) -> TaskSet:
+    """The dataset's tasks that get a prediction from a network of the trained ones: what is decoded, and the coarser
+    tasks that this implies."""
+    decoded = label_transform.decoded(trained.names)
+    return tasks.subset(n for t in decoded for n in (t, *tasks.ancestors(t)))
 
 
 def resolve_monitor(cfg: DictConfig, tasks: TaskSet, trained: TaskSet) -> tuple[str, str]:

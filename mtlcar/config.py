@@ -18,6 +18,8 @@ from mtlcar.errors import UserError, did_you_mean
 
 FREE = ("callbacks.",)
 """Prefixes under which `+key=value` may add what no yaml declares. Elsewhere it would hide a typo."""
+FOUND = "found"
+"""Marks `label_transform.constants` in a run's config.yaml that the run has found itself."""
 
 
 def conf_dir() -> Path:
@@ -128,6 +130,14 @@ def known_keys(overrides: Sequence[str]) -> list[str]:
 
     walk(OmegaConf.to_container(cfg, resolve=False), "")
     return keys
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the top-level keys of train.yaml that are younger than it, at their defaults, which
+    it was made with."""
+    young = OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"), resolve=False)
+    assert isinstance(young, dict)
+    return {**{str(k): v for k, v in young.items() if k not in ("defaults", "hydra")}, **config}
 
 
 def finish(cfg: DictConfig) -> DictConfig:

@@ -27,7 +27,8 @@ class TaskLosses(nn.Module):
         tasks: the tasks that are trained; the losses [T] have this order.
         label_smoothing: share of the target given to the uniform distribution (Szegedy 2016, eq. 15), in [0, 1].
         regression: `mse` (squared error) or `huber` (err^2 / 2 up to `huber_delta`, linear beyond; Huber 1964).
-        huber_delta: in standard deviations of the training labels (in the label's unit if not standardised).
+        huber_delta: in standard deviations of the training labels (not standardised: in the label's unit; on FastCAR's
+            axis: in its scale).
         standardize: whether networks predict (value - mean) / std of the training labels, which `fit` finds.
         name: the group's choice, for logs and tables.
 

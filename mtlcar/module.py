@@ -57,6 +57,15 @@ def refuse_impossible(architecture: Architecture, weighting: Weighting) -> None:
         )
 
 
+def refuse_averaging(architecture: Architecture, augmentation: str) -> None:
+    """UserError for test-time augmentation of a network whose outputs cannot be averaged."""
+    if augmentation != "none" and not architecture.can_be_averaged:
+        raise UserError(
+            f"test_time_augmentation={augmentation} averages outputs, and with architecture.combine=select a value "
+            "belongs to the predicted class, which may be another in each position. Use test_time_augmentation=none."
+        )
+
+
 class MultiTaskModule(LightningModule):
     """Glue between the five answers of a configuration.
 
@@ -93,6 +102,7 @@ class MultiTaskModule(LightningModule):
     ) -> None:
         super().__init__()
         refuse_impossible(architecture, weighting)
+        refuse_averaging(architecture, test_time_augmentation)
         self.tasks = tasks
         self.architecture = architecture.to(memory_format=torch.channels_last) if channels_last else architecture
         self.weighting = weighting

@@ -50,6 +50,9 @@ def averaged(
         network: image [B, 3, S, S] -> {task: logits [B, classes] or standardised value [B]}.
         among: a key of `SYMMETRIES`.
 
+    With FastCAR the value is a position on the axis, whose mean over doubtful positions has its flaw once more: between
+    the first class and the third lies the second.
+
     Returns:
         {task: the log of the mean class probabilities [B, classes], or the mean value [B]}, float32: softmax gives the
         mean probabilities, and losses are those of the averaged network. For `none` what `network` gives.

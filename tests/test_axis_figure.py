@@ -83,7 +83,7 @@ def test_the_title_counts_what_is_drawn_and_what_is_not() -> None:
     df = frame(f, [0, 0, 0, -1, 2], [250.0, 304.0, 350.0, 250.0, float("nan")])
     title = draw(f, df).axes[1].get_title(loc="left")
     assert title.startswith("3 predictions: 66.7 % of classes right")
-    assert "20.0 % in a gap" in title
+    assert "25.0 % in a gap" in title  # of the four with a label
     assert "1 not finite" in title
 
 

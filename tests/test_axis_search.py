@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from mtlcar.errors import UserError
 from mtlcar.label_transforms.base import Outcome, Trial
 from mtlcar.label_transforms.fastcar import FastCAR
 from mtlcar.runs.files import read_json
+from mtlcar.runs.search import GradientMeter
 from tests.test_fastcar import THREE, fitted
 from tests.test_runs import SMALL, mtlcar
 
@@ -37,8 +40,8 @@ def gradient(value: float) -> Outcome:
     return Outcome(value, {})
 
 
-def score(accuracy: float, mae: float) -> Outcome:
-    return Outcome(0.1, {"val/steel/accuracy": accuracy, "val/hv/mae": mae}, "val/steel/accuracy", "max")
+def score(accuracy: float, mae: float, loss: float = 0.0) -> Outcome:
+    return Outcome(0.1, {"val/steel/accuracy": accuracy, "val/hv/mae": mae, "val/loss": loss})
 
 
 def test_nothing_is_tried_unless_asked() -> None:
@@ -75,7 +78,8 @@ def test_it_gives_up_after_so_many_tries() -> None:
 
 def test_the_best_candidate_on_validation_data_stays() -> None:
     f = fitted(*THREE, candidates={"gap": [5.0, 50.0], "layout": ["minimal", "stacked"]}, candidate_epochs=2)
-    asked = play(f, [score(0.5, 9), score(0.7, 9), score(0.7, 8), score(0.7, 8)])
+    # the loss has another unit on each axis and is not looked at
+    asked = play(f, [score(0.5, 9), score(0.7, 9, 1), score(0.7, 8, 3), score(0.7, 8, 2)])
     assert [t.epochs for t in asked] == [2] * 4
     assert [t.what for t in asked][2] == {"gap": 50.0, "layout": "minimal"}
     assert f.findings({})["chosen"] == {"gap": 50.0, "layout": "minimal"}  # ties: the smaller error, then the earlier
@@ -84,9 +88,48 @@ def test_the_best_candidate_on_validation_data_stays() -> None:
 
 def test_a_candidate_without_a_number_is_the_worst() -> None:
     f = fitted(*THREE, candidates={"gap": [5.0, 50.0]})
-    play(f, [Outcome(math.inf, {}, "val/steel/accuracy", "max"), score(0.1, 99)])
+    play(f, [Outcome(math.inf, {}), score(0.1, 99)])
     assert f.gap == 50
     assert f.findings({})["candidates"][0]["val/steel/accuracy"] is None
+
+
+def test_without_any_number_there_is_no_best() -> None:
+    f = fitted(*THREE, candidates={"gap": [5.0, 50.0]})
+    with pytest.raises(UserError, match="no candidate has a val/steel/accuracy"):
+        play(f, [Outcome(math.inf, {}), Outcome(math.inf, {})])
+
+
+def test_a_candidate_that_cannot_be_is_said_before_anything_is_tried() -> None:
+    f = fitted(*THREE, candidates={"gap": [5.0, 1e-9]})
+    with pytest.raises(UserError, match="gap=1e-09 is too small"):
+        next(f.search())
+
+
+def test_a_gap_that_cannot_shrink_further_ends_the_test_with_what_was_tried() -> None:
+    f = fitted(*THREE, scale=1, gradient_limit=2.0, adjust="gap", gap=10.0, factor=1e6)
+    with pytest.raises(UserError, match=r"after 1 one-epoch tests.*gap 10: 9\.0[\s\S]*The next, gap 1e-05.*too small"):
+        play(f, [gradient(9.0)])
+
+
+def test_skipped_steps_of_fp16_do_not_count() -> None:
+    class Plugin:
+        scaler: object = object()
+
+    class Fake:
+        precision_plugin = Plugin()
+
+    layer = torch.nn.Linear(2, 1, bias=False)
+    meter = GradientMeter()
+    assert meter.mean() == math.inf
+    for values in ([1.0, 3.0], [math.inf, 1.0], [2.0, 6.0]):
+        layer.weight.grad = torch.tensor([values])
+        meter.on_before_optimizer_step(Fake(), layer, None)  # type: ignore[arg-type]
+    assert meter.mean() == 3.0  # means 2 and 4
+    Plugin.scaler = None
+    meter.on_before_optimizer_step(Fake(), layer, None)  # type: ignore[arg-type]
+    layer.weight.grad = torch.tensor([[math.nan, 1.0]])
+    meter.on_before_optimizer_step(Fake(), layer, None)  # type: ignore[arg-type]
+    assert meter.mean() == math.inf  # without a scaler such a step is taken
 
 
 def test_swaps_are_the_orders_with_two_neighbours_exchanged() -> None:
@@ -118,6 +161,7 @@ def test_a_searched_run_is_the_run_with_those_constants(tmp_path: Path) -> None:
     assert found["timing"]["search_seconds"] > 0
     assert pd.read_csv(searched / "history.csv")["epoch"].tolist() == [0, 1]  # trials are no epochs of the run
     constants = config(searched)["label_transform"]["constants"]
+    assert constants.pop("found") is True
     assert constants == found["findings"]["label_transform"]["constants"]
     assert constants["scale"] == tries[-1]["scale"]
 
@@ -146,7 +190,31 @@ def test_a_searched_run_is_the_run_with_those_constants(tmp_path: Path) -> None:
     assert values == pytest.approx(found["test"], rel=1e-5)
 
 
-def test_no_constants_pass_a_test_that_cannot_be_passed(tmp_path: Path) -> None:
+def test_a_failed_search_leaves_what_it_tried(tmp_path: Path) -> None:
     paths = (f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}")
     done = mtlcar("train", *AXIS, *paths, "label_transform.gradient_limit=1e-12", "label_transform.tries=1", expect=2)
     assert "after 1 one-epoch tests the mean |gradient| is still not below" in done.stderr
+    (record,) = (tmp_path / "runs").glob("*/*/search.json")
+    assert read_json(record)["searched"]["one_epoch_test"][0]["passed"] is False
+
+
+def test_candidates_are_compared_where_not_every_epoch_is_validated_and_a_restart_keeps_the_record(
+    tmp_path: Path,
+) -> None:
+    paths = (f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}")
+    words = ("label_transform.candidates={gap:[20,200]}", "trainer.check_val_every_n_epoch=2", "monitor=val/loss")
+    mtlcar("train", *AXIS, *paths, *words)
+    (run,) = (p.parent for p in (tmp_path / "runs").glob("*/*/DONE"))
+    first = read_json(run / "metrics.json")
+    tried = first["findings"]["label_transform"]["candidates"]
+    best = min(tried, key=lambda t: (-t["val/model/accuracy"], t["val/weight/mae"]))
+    assert first["findings"]["label_transform"]["chosen"] == {"gap": best["gap"]}
+    assert first["findings"]["label_transform"]["constants"]["gap"] == best["gap"]
+    job = subprocess.run(
+        [sys.executable, "-m", "mtlcar.runs.job", str(run)], capture_output=True, text=True, check=False
+    )
+    assert job.returncode == 0, job.stderr
+    again = read_json(run / "metrics.json")
+    assert again["test"] == first["test"]
+    assert again["findings"] == first["findings"]
+    assert again["timing"]["search_seconds"] == first["timing"]["search_seconds"]

@@ -15,6 +15,8 @@ from mtlcar.errors import UserError
 from mtlcar.finite import NonFiniteLossError
 from mtlcar.module import MultiTaskModule, refuse_impossible
 from mtlcar.runs.check import problems
+from mtlcar.runs.evaluate import stored_config
+from mtlcar.runs.job import run_name
 from mtlcar.runs.training import make_trainer, precision
 from mtlcar.weightings.base import GramianWeighting
 from mtlcar.weightings.equal import Equal
@@ -355,3 +357,35 @@ def test_representations_of_the_tasks_own_have_norms_and_no_angles(cache: Path) 
     logged = runner.callback_metrics
     assert float(logged["train/make/gradient_norm"]) > 0
     assert not [k for k in logged if "cosine" in k or "conflict" in k]
+
+
+@pytest.mark.parametrize(
+    ("task", "monitor", "possible"),
+    [("model", "val/weight/mae", True), ("make", "val/weight/mae", False), ("make", "val/make/accuracy", True)],
+)
+def test_a_value_that_is_looked_up_can_be_monitored_where_its_class_is_predicted(
+    cache: Path, task: str, monitor: str, possible: bool
+) -> None:
+    words = ("data.levels=[make,model,weight]", "label_transform=class_mean", "architecture=single")
+    cfg = config(cache, *words, f"architecture.task={task}", f"monitor={monitor}")
+    tasks = read_annotations(cfg.data, cache)[1]
+    if possible:
+        check_parts(cfg, tasks)
+    else:
+        with pytest.raises(UserError, match="monitor=val/weight/mae is no metric of this run"):
+            check_parts(cfg, tasks)
+
+
+def test_a_label_transform_is_fixed_by_the_checkpoint(tmp_path: Path) -> None:
+    OmegaConf.save(compose_config(["label_transform=fastcar"]), tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="the label transform and its constants are fixed by the checkpoint"):
+        stored_config(tmp_path, ["label_transform.scale=3"])
+
+
+def test_a_method_names_the_run_with_what_else_may_differ(cache: Path) -> None:
+    names = {
+        run_name(config(cache, 'method="two heads"', *words))
+        for words in ((), ("data.split=grouped",), ("weighting=dwa",), ("optimizer=adam",), ("seed=1",))
+    }
+    assert len(names) == 5
+    assert "synthetic_cars_official_tiny_two-heads_equal_adamw_s0" in names

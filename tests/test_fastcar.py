@@ -200,7 +200,7 @@ def test_all_real_labels_come_back(layout: Any, scale: Any) -> None:
                     "scale": 1,
                 }
             },
-            "c",
+            r"constants\.low should have 3 numbers",
         ),
     ],
 )
@@ -239,6 +239,51 @@ def test_constants_make_the_same_axis_again_and_survive_json_and_checkpoints() -
     for other in (again, loaded):
         assert torch.equal(other.encode(y)["axis"], f.encode(y)["axis"])
         assert all(torch.equal(a, b) for a, b in zip(f.decode(f.encode(y)).values(), y.values(), strict=True))
+
+
+GIVEN = fitted(*THREE).constants()
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"low": [100, 130, 400]}, "intervals should ascend"),  # overlaps the one before
+        ({"high": [140, 260, 390]}, "intervals should ascend"),  # ends before it begins
+        ({"classes": ["k1", "k0", "k2"], "low": [150, 100, 400], "high": [250, 140, 460]}, "intervals should ascend"),
+        ({"offset": [0, float("nan"), 0]}, "offset should be a finite number"),
+        ({"scale": 0}, "scale should be a number above 0"),
+        ({"gap": "wide"}, "gap should be"),
+        ({"classes": ["k0", "k1"]}, "classes should be"),
+    ],
+)
+def test_constants_that_make_no_axis_are_refused(changes: dict[str, Any], hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        FastCAR(tasks(3), constants={**GIVEN, **changes})
+
+
+@pytest.mark.parametrize("given", ["foo", [1, 2], 3])
+def test_constants_and_candidates_of_another_kind_are_refused(given: Any) -> None:
+    with pytest.raises(UserError, match="constants should be what an earlier run wrote"):
+        FastCAR(tasks(3), constants=given)
+    with pytest.raises(UserError, match="candidates maps some of"):
+        FastCAR(tasks(3), candidates=given)
+
+
+def test_a_position_beyond_float32_has_no_class() -> None:
+    f = fitted(*THREE, scale=1000)
+    z = torch.tensor([3e38, -3e38, 0.0])
+    found = f.decode({"axis": z})
+    assert found["steel"].tolist() == [-1, -1, 1]
+    assert found["hv"].isnan().tolist() == [True, True, False]
+    assert f.flags(z).tolist() == [NOT_FINITE, NOT_FINITE, GAP]
+
+
+def test_it_is_made_and_decodes_on_the_meta_device() -> None:
+    """Where every cell of a sweep is tried before any starts."""
+    with torch.device("meta"):
+        for options in ({}, {"constants": GIVEN}):
+            found = FastCAR(tasks(3), **options).decode({"axis": torch.zeros(2)})
+    assert found["steel"].is_meta
 
 
 def test_without_constants_it_does_not_guess() -> None:

@@ -104,8 +104,13 @@ def test_constants_come_back_from_json_and_from_a_checkpoint(name: str) -> None:
 def test_a_class_without_labels_and_broken_constants_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="Class b of task 'steel' has no training image with a hv"):
         made(name).fit({"steel": torch.tensor([0, 2, 1]), "hv": torch.tensor([1.0, 2.0, NAN])})
-    with pytest.raises(UserError, match=r"label_transform\.constants should"):
-        made(name, constants={"hv": {"mean": [1, 2]}}).fit(LABELS)
+    for wrong in ({"hv": {"mean": [1, 2]}}, {"hv": 3}, {"hv": dict.fromkeys(("mean", "std", "low", "high"), 3)}):
+        with pytest.raises(UserError, match=r"label_transform\.constants should"):
+            made(name, constants=wrong)
+    numbers = {k: [1.0, 2.0, 3.0] for k in ("mean", "low")} | {"std": [1, 0, 1], "high": [1.0, 2.0, 1.0]}
+    bad = numbers | ({"mean": [1.0, NAN, 3.0]} if name == "class_mean" else {})
+    with pytest.raises(UserError, match=r"label_transform\.constants"):
+        made(name, constants={"hv": bad})
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n != "identity"])
@@ -117,6 +122,13 @@ def test_tasks_that_do_not_fit_are_refused(name: str) -> None:
         alone = TaskSet([t for t in STEEL if t.kind == kind])
         with pytest.raises(UserError, match=f"label_transform={name}"):
             make(node, tasks=alone)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("identity", "fastcar")])
+def test_given_constants_are_read_on_the_meta_device(name: str) -> None:
+    given = made(name).fit(LABELS).constants()
+    with torch.device("meta"):
+        assert made(name, constants=given).given is not None
 
 
 def test_lookup_by_hand() -> None:
@@ -222,6 +234,20 @@ def test_losses_take_distributions() -> None:
         one_hot = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [NAN, NAN, NAN]])
         torch.testing.assert_close(hard, losses({"axis": output}, {"axis": one_hot}))
     assert losses.counts({"axis": target}).tolist() == [2]
+
+
+def test_labels_that_differ_by_rounding_alone_are_one_value() -> None:
+    labels = {"steel": torch.tensor([0, 0, 1, 2]), "hv": torch.tensor([100.0, 100.00001, 5.0, 6.0])}
+    assert ClassResidual(STEEL).fit(labels).std[0, 0] == 1
+
+
+def test_what_is_decoded_is_what_is_said_to_be() -> None:
+    full = {"make": torch.tensor([0, 0, 1]), "model": torch.tensor([0, 1, 2])}
+    full |= {"weight": torch.ones(3), "speed": torch.ones(3)}
+    found = ClassMean(CARS).fit(full)
+    for names in (("make", "model"), ("model",), ("make",)):
+        said = found.decode({n: torch.tensor([0]) for n in names})
+        assert set(said) == set(found.decoded(names))
 
 
 def test_impossible_options_are_refused() -> None:

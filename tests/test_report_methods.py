@@ -56,6 +56,24 @@ def test_a_method_comes_first_and_what_is_the_same_in_all_its_runs_is_folded_int
     assert varied(flats[1:]) == ["weighting.weights"], "a method that all runs have tells none apart"
 
 
+def test_constants_that_a_run_found_are_no_setting_and_given_ones_are() -> None:
+    found = [
+        config() | {"label_transform": {"name": "fastcar", "constants": c}} for c in (None, {"gap": 1, "found": True})
+    ]
+    flats = [flatten(c, CARS.names) for c in (*found, found[1])]
+    assert varied(flats) == []
+    given = [config() | {"label_transform": {"name": "fastcar", "constants": {"gap": g}}} for g in (1, 2)]
+    flats = [flatten(c, CARS.names) for c in (found[1], *given)]
+    assert varied(flats) == ["label_transform.constants"]
+    assert len({f["label_transform.constants"] for f in flats}) == 3
+
+
+def test_runs_from_before_a_key_pool_with_those_that_have_its_default(tmp_path: Path) -> None:
+    for seed, key in ((0, {}), (1, {"test_time_augmentation": "none"}), (2, {"test_time_augmentation": "flips"})):
+        write_run(tmp_path / str(seed), config(seed=seed) | key)
+    assert sorted(len(cell.runs) for cell in only(tmp_path).cells) == [1, 2]
+
+
 def test_runs_without_a_method_show_their_parts_as_without_methods() -> None:
     made = [named(None, "cascade"), named(None, "parallel", head__dropout=0.5), config("single", head__dropout=0.2)]
     plain = [flatten(c, CARS.names) for c in made]

@@ -7,7 +7,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from mtlcar.build import build
+from mtlcar.build import build, check_parts
+from mtlcar.errors import UserError
 from mtlcar.module import MultiTaskModule
 from mtlcar.runs.check import CHOICES, problems
 from mtlcar.runs.evaluate import stored_config
@@ -165,6 +166,21 @@ def test_unknown_names_are_refused_and_all_known_ones_possible(cache: Path) -> N
     assert CHOICES["test_time_augmentation"] == tuple(SYMMETRIES)
     (problem,) = problems(config(cache, "test_time_augmentation=rotations"))
     assert "test_time_augmentation should be one of none, flips, dihedral. Found 'rotations'." in problem
+
+
+def test_outputs_that_belong_to_a_predicted_class_are_not_averaged(cache: Path) -> None:  # noqa: F811
+    words = (
+        "data.levels=[model,weight]",
+        "architecture=cascade",
+        "architecture.feed=label",
+        "architecture.combine=select",
+    )
+    cfg, built = parts(cache, *words)
+    assert not built.module.architecture.can_be_averaged
+    cfg.test_time_augmentation = "flips"
+    for attempt in (lambda: check_parts(cfg, built.data.tasks), lambda: build(cfg, built.data)):
+        with pytest.raises(UserError, match=r"test_time_augmentation=flips averages outputs, and with .*select"):
+            attempt()
 
 
 def test_a_run_from_before_is_evaluated_with_it_and_built_without(cache: Path, tmp_path: Path) -> None:  # noqa: F811

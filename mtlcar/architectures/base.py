@@ -40,6 +40,8 @@ class Architecture(nn.Module, ABC):
             `type` among them.
         has_bottleneck: whether all sharing passes through one tensor.
         has_representations: whether a forward pass gives `Shared.representations`.
+        can_be_averaged: whether the mean of its outputs for one image in several positions is an answer too: not where
+            a value is relative to a predicted class, which may be another in each position.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Architecture(nn.Module, ABC):
     heads: nn.ModuleList
     has_bottleneck: bool = False
     has_representations: bool = False
+    can_be_averaged: bool = True
 
     @abstractmethod
     def forward(self, image: Tensor, targets: dict[str, Tensor] | None = None) -> Shared:

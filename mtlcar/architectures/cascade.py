@@ -69,6 +69,7 @@ class Cascade(Architecture):
         self.tasks = tasks
         self.feed: Feed = feed
         self.combine: Combine = combine
+        self.can_be_averaged = combine != "select"
         self.detach = detach
         self.backbone = backbone()
         features = self.backbone.features

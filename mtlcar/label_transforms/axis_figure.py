@@ -215,7 +215,7 @@ def _outcome(task: Task, predictions: pd.DataFrame) -> str:
     right, x = _placed(task, predictions)[1:]
     if not len(x):
         return "Predicted positions"
-    flags = predictions["axis/flag"].to_numpy()
+    flags = predictions["axis/flag"].to_numpy()[predictions[f"{task.name}/target"].to_numpy() >= 0]
     shares = [
         f"{100 * np.mean(flags == flag):.1f} % {where}" for flag, where in enumerate(("in an interval", "in a gap"))
     ]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mtlcar.errors import UserError
 from mtlcar.label_transforms.base import Outcome, Trial
+from mtlcar.label_transforms.intervals import Intervals
 from mtlcar.options import number, whole
 from mtlcar.tasks import Task
 
@@ -18,10 +19,11 @@ CANDIDATES = ("gap", "layout", "order", "pad")
 class AxisSearch:
     """The search of a transform that has `options` and `set_options`.
 
-    First every combination of `candidates` is trained for `candidate_epochs`, and the best by the run's monitor on
-    validation data (ties: by the value's mae, then the earlier) stays. Then the one-epoch test of arXiv 2403.17926:
-    one epoch is trained, and the mean |gradient| over all parameters, averaged over its steps, should be below
-    `gradient_limit`; else `scale` is multiplied by `factor` (or `gap` divided by it), and again, up to `tries` times.
+    First every combination of `candidates` is trained for `candidate_epochs`, and the best on validation data stays: by
+    the class's accuracy (ties: by the value's mae, then the earlier), decoded, because a loss on the axis has another
+    unit for each candidate. Then the one-epoch test of arXiv 2403.17926: one epoch is trained, and the mean |gradient|
+    over all parameters, averaged over its steps, should be below `gradient_limit`; else `scale` is multiplied by
+    `factor` (or `gap` divided by it), and again, up to `tries` times.
 
     Every trial begins with the run's first weights and random numbers, and so does the real training after them.
 
@@ -34,8 +36,9 @@ class AxisSearch:
     task: Task
     value: Task
     name: str
-    given: Mapping[str, Any] | None
+    given: tuple[Intervals, float] | None
     options: dict[str, Any]
+    searched: dict[str, Any]
 
     def set_options(self, changes: Mapping[str, Any]) -> None:
         raise NotImplementedError
@@ -63,6 +66,11 @@ class AxisSearch:
         self.adjust = adjust
         self.factor = number("label_transform.factor", factor, above=1)
         self.candidate_epochs = whole("label_transform.candidate_epochs", candidate_epochs, least=1)
+        if candidates is not None and not isinstance(candidates, Mapping):
+            raise UserError(
+                f"label_transform.candidates maps some of {', '.join(CANDIDATES)} to lists of values. "
+                f"Found {candidates!r}."
+            )
         self.candidates = dict(candidates or {})
         for key, values in self.candidates.items():
             if key not in CANDIDATES or isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -72,7 +80,6 @@ class AxisSearch:
                 )
             for value in values:
                 self._check_candidate(key, value)
-        self.searched: dict[str, Any] = {}
 
     def _check_candidate(self, key: str, value: Any) -> None:
         where = f"label_transform.candidates.{key}"
@@ -116,23 +123,29 @@ class AxisSearch:
         return {**changes, **named}
 
     def _choose(self) -> Generator[Trial, Outcome, None]:
+        combinations = self._changes()
+        for changes in combinations:  # a gap that float32 cannot resolve, say, is said before anything is trained
+            self.set_options(changes)
         tried: list[dict[str, Any]] = []
+        self.searched["candidates"] = tried
+        by = (f"val/{self.task.name}/accuracy", f"val/{self.value.name}/mae")
         best: tuple[tuple[float, float], dict[str, Any]] | None = None
-        for changes in self._changes():
+        for changes in combinations:
             self.set_options(changes)
             shown = self._shown(changes)
             outcome = yield Trial(shown, self.candidate_epochs)
-            sign = -1.0 if outcome.mode == "max" else 1.0
-            score = outcome.metrics.get(outcome.monitor, math.nan)
-            error = outcome.metrics.get(f"val/{self.value.name}/mae", math.nan)
-            rank = tuple(math.inf if math.isnan(x) else x for x in (sign * score, error))
-            tried.append({**shown, outcome.monitor: _json(score), f"val/{self.value.name}/mae": _json(error)})
-            log.info("%s: tried %s: %s %.4g, mae %.4g", self.name, shown, outcome.monitor, score, error)
-            if best is None or rank < best[0]:
-                best = ((rank[0], rank[1]), changes)
-        assert best is not None
+            accuracy, error = (outcome.metrics.get(name, math.nan) for name in by)
+            tried.append({**shown, by[0]: _json(accuracy), by[1]: _json(error)})
+            log.info("%s: tried %s: accuracy %.4g, mae %.4g", self.name, shown, accuracy, error)
+            rank = (-accuracy, math.inf if math.isnan(error) else error)
+            if not math.isnan(accuracy) and (best is None or rank < best[0]):
+                best = (rank, changes)
+        if best is None:
+            raise UserError(
+                f"label_transform={self.name}: no candidate has a {by[0]}: every loss stopped being finite, or no "
+                "validation image has a class label. Lower optimizer.lr, or leave label_transform.candidates out."
+            )
         self.set_options(best[1])
-        self.searched["candidates"] = tried
         self.searched["chosen"] = self._shown(best[1])
         log.info("%s: goes on with %s, the best on validation data", self.name, self.searched["chosen"])
 
@@ -152,10 +165,18 @@ class AxisSearch:
             if passed:
                 return
             if attempt + 1 < self.tries:
-                self.set_options({self.adjust: now[self.adjust] * self.factor ** (1 if self.adjust == "scale" else -1)})
+                further = now[self.adjust] * self.factor ** (1 if self.adjust == "scale" else -1)
+                try:
+                    self.set_options({self.adjust: further})
+                except UserError as error:
+                    raise UserError(f"{self._failed(limit)}\nThe next, {self.adjust} {further:.3g}: {error}") from error
+        raise UserError(self._failed(limit))
+
+    def _failed(self, limit: float) -> str:
+        tried = self.searched["one_epoch_test"]
         lines = [f"{self.adjust} {t[self.adjust]:.6g}: {t['mean_gradient']}" for t in tried]
-        raise UserError(
-            f"label_transform={self.name}: after {self.tries} one-epoch tests the mean |gradient| is still not below "
+        return (
+            f"label_transform={self.name}: after {len(tried)} one-epoch tests the mean |gradient| is still not below "
             f"label_transform.gradient_limit={limit:g} ({'; '.join(lines)}). Raise label_transform.tries, "
             "label_transform.factor or the limit, or use scale=half_range with gradient_limit=null."
         )

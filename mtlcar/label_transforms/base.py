@@ -36,13 +36,10 @@ class Outcome:
         gradient: mean |gradient| over all trainable elements after each step, averaged over the steps; infinite where a
             loss was not finite.
         metrics: the decoded validation metrics after its last epoch, `val/...`; empty where a loss was not finite.
-        monitor, mode: the run's metric that picks the best checkpoint, `max` or `min`.
     """
 
     gradient: float
     metrics: Mapping[str, float]
-    monitor: str = "val/loss"
-    mode: str = "min"
 
 
 class LabelTransform(nn.Module, Callback):
@@ -58,6 +55,7 @@ class LabelTransform(nn.Module, Callback):
     Attributes:
         own_scale: whether encoded values are scaled already, so that losses do not standardise them again.
         probabilities: whether the scores it decodes are class probabilities.
+        searched: what `search` tried so far, JSON values.
     """
 
     own_scale: ClassVar[bool] = False
@@ -67,6 +65,7 @@ class LabelTransform(nn.Module, Callback):
         super().__init__()
         self.tasks = tasks
         self.name = name
+        self.searched: dict[str, Any] = {}
 
     @property
     def state_key(self) -> str:
@@ -103,6 +102,10 @@ class LabelTransform(nn.Module, Callback):
     def decode_scores(self, scores: Mapping[str, Tensor], predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Class scores {trained task: [B, classes]} -> {task: [B, classes]}, for top-k and calibration."""
         return dict(scores)
+
+    def decoded(self, trained: tuple[str, ...]) -> tuple[str, ...]:
+        """The tasks that `decode` gives when the tasks of these names are predicted."""
+        return trained
 
     def columns(self, predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predictions {trained task: [B]} -> further columns [B] of predictions.parquet."""

@@ -40,7 +40,10 @@ class ClassMean(LabelTransform):
         if statistic not in ("mean", "median"):
             raise UserError(f"label_transform.statistic should be mean or median. Found {statistic!r}.")
         self.statistic = statistic
-        self.given = constants
+        self.given = None
+        if constants is not None:
+            k = len(self.task.classes)
+            self.given = [check_constants(constants, t, (self.statistic,), k) for t in tasks.regression]
         size = (len(tasks.regression), len(self.task.classes))
         self.register_buffer("table", torch.full(size, torch.nan, dtype=exact()))
 
@@ -50,7 +53,7 @@ class ClassMean(LabelTransform):
     def fit(self, targets: Mapping[str, Tensor]) -> Self:
         for i, task in enumerate(self.tasks.regression):
             if self.given is not None:
-                self.table[i] = check_constants(self.given, task, (self.statistic,), len(self.task.classes))[0]
+                self.table[i] = self.given[i][0]
                 continue
             classes, values = labelled(targets, self.task, task)
             for c in range(len(self.task.classes)):
@@ -61,10 +64,16 @@ class ClassMean(LabelTransform):
     def encode(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {t.name: targets[t.name] for t in self.tasks.classification}
 
+    def decoded(self, trained: tuple[str, ...]) -> tuple[str, ...]:
+        values = tuple(t.name for t in self.tasks.regression) if self.task.name in trained else ()
+        return (*trained, *values)
+
     def decode(
         self, predictions: Mapping[str, Tensor], scores: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         found = dict(predictions)
+        if self.task.name not in predictions:  # a network of a coarser level alone
+            return found
         classes = predictions[self.task.name]
         for i, task in enumerate(self.tasks.regression):
             values = self.table[i, classes.clamp(min=0)]

@@ -25,7 +25,8 @@ class ClassResidual(LabelTransform):
         constants: those of an earlier run; None: from the training labels.
 
     Attributes:
-        mean, std: [values, K] in the values' units; a class whose labels are all equal has a std of 1.
+        mean, std: [values, K] in the values' units; a class whose labels are all equal (to 1e-6) has a std
+            of 1.
     """
 
     mean: Tensor
@@ -36,7 +37,10 @@ class ClassResidual(LabelTransform):
     ) -> None:
         super().__init__(tasks, name=name)
         self.task = finest_class(tasks, name)
-        self.given = constants
+        self.given = None
+        if constants is not None:
+            k = len(self.task.classes)
+            self.given = [check_constants(constants, t, ("mean", "std"), k) for t in tasks.regression]
         size = (len(tasks.regression), len(self.task.classes))
         self.register_buffer("mean", torch.full(size, torch.nan, dtype=exact()))
         self.register_buffer("std", torch.full(size, torch.nan, dtype=exact()))
@@ -48,13 +52,14 @@ class ClassResidual(LabelTransform):
     def fit(self, targets: Mapping[str, Tensor]) -> Self:
         for i, task in enumerate(self.tasks.regression):
             if self.given is not None:
-                self.mean[i], self.std[i] = check_constants(self.given, task, ("mean", "std"), len(self.task.classes))
+                self.mean[i], self.std[i] = self.given[i]
                 continue
             classes, values = labelled(targets, self.task, task)
             for c in range(len(self.task.classes)):
                 own = values[classes == c]
                 self.mean[i, c] = own.mean()
-                self.std[i, c] = own.std(correction=0) if own.min() < own.max() else 1.0
+                equal = own.max() - own.min() <= 1e-6 * own.abs().max()  # but for the rounding of float32
+                self.std[i, c] = 1.0 if equal else own.std(correction=0)
         return self
 
     def encode(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """FastCAR: one regressor for a class and a value (arXiv 2403.17926)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -10,9 +9,10 @@ from torch import Tensor
 
 from mtlcar.errors import UserError
 from mtlcar.exact import exact
+from mtlcar.label_transforms.axis_constants import order_of, read_constants
 from mtlcar.label_transforms.axis_search import AxisSearch
 from mtlcar.label_transforms.base import LabelTransform
-from mtlcar.label_transforms.intervals import Intervals, Layout, place
+from mtlcar.label_transforms.intervals import Intervals, Layout, check_layout, place
 from mtlcar.label_transforms.pair import labelled, pair
 from mtlcar.options import flag, number
 from mtlcar.tasks import Task, TaskSet
@@ -76,7 +76,7 @@ class FastCAR(AxisSearch, LabelTransform):
         self.task, self.value = pair(tasks, name)
         k = len(self.task.classes)
         self.options: dict[str, Any] = {
-            "layout": layout,
+            "layout": check_layout(layout),
             "gap": None if gap is None else number("label_transform.gap", gap, above=0),
             "pad": number("label_transform.pad", pad, least=0),
             "order": self.check_order(order, "label_transform.order"),
@@ -84,7 +84,7 @@ class FastCAR(AxisSearch, LabelTransform):
         }
         self.clip = flag("label_transform.clip", clip)
         self.set_search(gradient_limit, tries, adjust, factor, candidates, candidate_epochs)
-        self.given = constants
+        self.given = None if constants is None else read_constants(constants, self.task)
         dtype = exact()
         for key, size in (("low", k), ("high", k), ("offset", k), ("thresholds", k - 1)):
             self.register_buffer(key, torch.full((size,), torch.nan, dtype=dtype))
@@ -103,18 +103,13 @@ class FastCAR(AxisSearch, LabelTransform):
 
     def check_order(self, order: object, where: str) -> list[int] | None:
         """Class indices from low to high; None for `mean`."""
-        if order == "mean":
-            return None
-        names = list(map(str, order)) if isinstance(order, Sequence) and not isinstance(order, str) else []
-        if sorted(names) != sorted(self.task.classes):
-            raise UserError(
-                f"{where} should be mean, or all {len(self.task.classes)} classes of task {self.task.name!r} from low "
-                f"to high: [{', '.join(self.task.classes)}] in some order. Found {order!r}."
-            )
-        return [self.task.classes.index(n) for n in names]
+        return None if order == "mean" else order_of(order, self.task, where)
 
     def encoded_tasks(self, tasks: TaskSet) -> TaskSet:
         return TaskSet((Task(AXIS, "regression"),))
+
+    def decoded(self, trained: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.task.name, self.value.name)
 
     def fit(self, targets: Mapping[str, Tensor]) -> Self:
         """Intervals and scale from the training labels {task: [N]}; images that lack a label take no part.
@@ -124,7 +119,8 @@ class FastCAR(AxisSearch, LabelTransform):
         """
         self.labels = labelled(targets, self.task, self.value, every_class=self.given is None)
         if self.given is not None:
-            self.set_constants(self.given)
+            found, scale = self.given
+            self._set(found, scale)
         else:
             self.set_options({})
         return self
@@ -164,6 +160,11 @@ class FastCAR(AxisSearch, LabelTransform):
         z = (position - self.centre) / self.scale
         return {AXIS: torch.where(classes >= 0, z, torch.nan).to(values.dtype)}
 
+    @staticmethod
+    def _finite(t: Tensor, dtype: torch.dtype) -> Tensor:
+        """Whether a position is a number that the network's type can hold."""
+        return t.abs() <= torch.finfo(dtype).max
+
     def position(self, z: Tensor) -> Tensor:
         """A network's values [B] -> positions on the axis [B], in the value's unit."""
         return z.to(self.offset.dtype) * self.scale + self.centre
@@ -175,7 +176,7 @@ class FastCAR(AxisSearch, LabelTransform):
         z = predictions[AXIS]
         self._check_fitted()
         t = self.position(z)
-        finite = t.isfinite()
+        finite = self._finite(t, z.dtype)
         # `right=False` counts the thresholds below t, so that a position half-way belongs to the lower interval.
         classes = self.rank[torch.bucketize(t, self.thresholds)]
         values = t - self.offset[classes]
@@ -189,9 +190,10 @@ class FastCAR(AxisSearch, LabelTransform):
 
     def decode_scores(self, scores: Mapping[str, Tensor], predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{class: [B, K]}: minus the distance to each interval, as a share of the axis; NaN where z is not finite."""
-        t = self.position(predictions[AXIS])[:, None]
+        z = predictions[AXIS]
+        t = self.position(z)[:, None]
         distance = torch.maximum(self.low - t, t - self.high).clamp(min=0) / (self.high.max() - self.low.min())
-        return {self.task.name: torch.where(t.isfinite(), -distance, torch.nan).float()}
+        return {self.task.name: torch.where(self._finite(t, z.dtype), -distance, torch.nan).float()}
 
     def flags(self, z: Tensor) -> Tensor:
         """int8 [B]: 0 in an interval, 1 in a gap between two, 2 beyond the ends of the axis, 3 not finite."""
@@ -200,7 +202,7 @@ class FastCAR(AxisSearch, LabelTransform):
         t = t[:, 0]
         found = torch.where((t < self.low.min()) | (t > self.high.max()), OUTSIDE, GAP)
         found = torch.where(inside, INSIDE, found)
-        return torch.where(t.isfinite(), found, NOT_FINITE).to(torch.int8)
+        return torch.where(self._finite(t, z.dtype), found, NOT_FINITE).to(torch.int8)
 
     def columns(self, predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`axis/position` [B] in the value's unit, and `axis/flag` [B] of `flags`."""
@@ -213,25 +215,6 @@ class FastCAR(AxisSearch, LabelTransform):
         vectors = {key: [getattr(self, key)[c].item() for c in rank] for key in ("low", "high", "offset")}
         names = [self.task.classes[c] for c in rank]
         return {"classes": names, **vectors, "gap": self.gap, "scale": self.scale.item()}
-
-    def set_constants(self, given: Mapping[str, Any]) -> None:
-        """Take over what `constants` gave."""
-        expected = ("classes", "low", "high", "offset", "gap", "scale")
-        try:
-            names = [str(n) for n in given["classes"]]
-            rank = self.check_order(names, "label_transform.constants.classes")
-            assert rank is not None
-            back = torch.argsort(torch.tensor(rank))
-            low, high, offset = (
-                torch.tensor([float(x) for x in given[key]], dtype=torch.float64)[back] for key in expected[1:4]
-            )
-            found = Intervals(low, high, offset, tuple(rank), float(given["gap"]))
-            self._set(replace(found), number("label_transform.constants.scale", given["scale"], above=0))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"label_transform.constants should be what an earlier run wrote, with {', '.join(expected)}. "
-                f"Found {dict(given)!r} ({type(error).__name__}: {error})."
-            ) from error
 
     def findings(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The shares of test predictions by flag, and the search."""

@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from mtlcar.errors import UserError
 from mtlcar.exact import exact
 from mtlcar.label_transforms.base import LabelTransform
 from mtlcar.label_transforms.pair import labelled, pair
@@ -50,17 +51,24 @@ class IntervalSoftmax(LabelTransform):
         self.task, self.value = pair(tasks, name)
         self.bins = whole("label_transform.bins", bins, least=2)
         self.pad = number("label_transform.pad", pad, least=0)
-        self.given = constants
+        self.given = None
+        if constants is not None:
+            self.given = check_constants(constants, self.value, ("low", "high"), len(self.task.classes))
+            if (self.given[0] > self.given[1]).any():
+                raise UserError(f"label_transform.constants: low should not be above high. Found {constants!r}.")
         self.register_buffer("points", torch.full((len(self.task.classes), bins), torch.nan, dtype=exact()))
 
     def encoded_tasks(self, tasks: TaskSet) -> TaskSet:
         names = tuple(f"{i}.{k}" for i in range(len(self.task.classes)) for k in range(self.bins))
         return TaskSet((Task(AXIS, "classification", names),))
 
+    def decoded(self, trained: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.task.name, self.value.name)
+
     def fit(self, targets: Mapping[str, Tensor]) -> Self:
         k = len(self.task.classes)
         if self.given is not None:
-            low, high = check_constants(self.given, self.value, ("low", "high"), k)
+            low, high = self.given
         else:
             classes, values = labelled(targets, self.task, self.value)
             ranges = [(values[classes == c].min() - self.pad, values[classes == c].max() + self.pad) for c in range(k)]

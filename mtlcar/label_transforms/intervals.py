@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -42,6 +42,19 @@ class Intervals:
         return float(self.high.max() + self.low.min()) / 2
 
 
+def resolution(intervals: Intervals) -> float:
+    """The least distance between neighbours that a float32 output, and float64 positions, tell apart."""
+    ends = torch.cat([intervals.low, intervals.high])
+    return max(RESOLUTION * intervals.width, EXACT * float(ends.abs().max()))
+
+
+def check_layout(layout: object) -> Layout:
+    """UserError for anything but a layout."""
+    if layout not in get_args(Layout):
+        raise UserError(f"label_transform.layout should be one of {', '.join(get_args(Layout))}. Found {layout!r}.")
+    return cast(Layout, layout)
+
+
 def place(
     classes: Tensor,
     values: Tensor,
@@ -65,8 +78,6 @@ def place(
     Raises:
         UserError: a gap that float32 cannot resolve on this axis.
     """
-    if layout not in get_args(Layout):
-        raise UserError(f"label_transform.layout should be one of {', '.join(get_args(Layout))}. Found {layout!r}.")
     k = len(names)
     start = torch.full((k,), torch.inf, dtype=torch.float64).scatter_reduce_(0, classes, values, "amin") - pad
     stop = torch.full((k,), -torch.inf, dtype=torch.float64).scatter_reduce_(0, classes, values, "amax") + pad
@@ -86,7 +97,7 @@ def place(
             offset[c] = shift if layout == "stacked" else max(0.0, shift)
         end = float(stop[c] + offset[c])
     found = Intervals(start + offset, stop + offset, offset, tuple(order), float(gap))
-    least = max(RESOLUTION * found.width, EXACT * float(torch.cat([found.low, found.high]).abs().max()))
+    least = resolution(found)
     if not gap >= least:
         raise UserError(
             f"label_transform.gap={gap:g} is too small: the axis is {found.width:g} wide, and a float32 output "

@@ -1,12 +1,12 @@
 """What transforms with constants for every class have in common."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlcar.errors import UserError
+from mtlcar.options import number
 from mtlcar.tasks import Task, TaskSet
 
 
@@ -25,22 +25,21 @@ def finest_class(tasks: TaskSet, name: str) -> Task:
     return tasks.finest()
 
 
-def check_constants(given: Mapping[str, Any], task: Task, keys: Sequence[str], classes: int) -> Tensor:
-    """The rows `given[task][key]`, a number for each class: float64 [keys, classes].
+def check_constants(given: object, task: Task, keys: Sequence[str], classes: int) -> Tensor:
+    """The rows `given[task][key]`, a finite number for each class: float64 [keys, classes]. Of a `std` each is above 0.
 
     Raises:
-        UserError: they are not there, or of another length.
+        UserError: they are not there, of another length, or no such numbers.
     """
-    try:
-        rows = [[float(x) for x in given[task.name][key]] for key in keys]
-    except (KeyError, TypeError, ValueError) as error:
-        rows = []
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        reason = f"rows of {', '.join(str(len(row)) for row in rows)} numbers"
-    if not rows or any(len(row) != classes for row in rows):
-        raise UserError(
-            f"label_transform.constants should give {' and '.join(keys)} of {task.name} for {classes} classes, as an "
-            f"earlier run wrote them. Found {reason}."
-        )
-    return torch.tensor(rows, dtype=torch.float64)
+    where = f"label_transform.constants.{task.name}"
+    own = given.get(task.name) if isinstance(given, Mapping) else None
+    rows = []
+    for key in keys:
+        row = own.get(key) if isinstance(own, Mapping) else None
+        if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != classes:
+            raise UserError(
+                f"label_transform.constants should give {' and '.join(keys)} of {task.name} for each of {classes} "
+                f"classes, as an earlier run wrote them. Found {given!r}."
+            )
+        rows.append([number(f"{where}.{key}", x, above=0 if key == "std" else None) for x in row])
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")  # also while networks are checked on the meta device

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from mtlcar.config import with_defaults
 from mtlcar.errors import UserError
 from mtlcar.tasks import TaskSet
 
@@ -149,5 +150,5 @@ def _read(path: Path, found: Found) -> str:
         return f"unreadable: {str(error).splitlines()[0]}"
     if metrics.get("status") != "finished":
         return f"status {metrics.get('status')!r}"
-    found.runs.append(Run(path, config, metrics, tasks, done.stat().st_mtime))
+    found.runs.append(Run(path, with_defaults(config), metrics, tasks, done.stat().st_mtime))
     return ""

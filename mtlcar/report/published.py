@@ -22,8 +22,8 @@ class Published:
 
 
 FASTCAR = (
-    Published("best of 102 two-head networks, Decoder-1 (paper)", "99.85", "53.7", "40.4 ± 23.7"),
-    Published("best of 102 two-head networks, Decoder-2 (paper)", "99.69", "54.2", "43.1 ± 23.9"),
+    Published("best multi-task network of family 1 (paper)", "99.85", "53.7", "40.4 ± 23.7"),
+    Published("best multi-task network of family 2 (paper)", "99.69", "54.2", "43.1 ± 23.9"),
     Published("FastCAR (paper)", "99.54", "2.4", "16.32", mse="606", mae="12", within_8="98.6"),
 )
 """arXiv 2403.17926, Table 1 and the text beside it: the published split of Advanced Steel Property data, 224 px,

@@ -24,7 +24,8 @@ def drawn(comparison: Comparison) -> list[tuple[Cell, pd.DataFrame]]:
     found = []
     for cell in comparison.cells:
         frames = [run.predictions for run in cell.runs if run.predictions is not None]
-        specimens = by_specimen(pd.concat(frames, ignore_index=True), *comparison.pair) if frames else None
+        grouped = [df for df in frames if by_specimen(df, *comparison.pair) is not None]
+        specimens = by_specimen(pd.concat(grouped, ignore_index=True), *comparison.pair) if grouped else None
         if specimens is not None:
             found.append((cell, specimens))
     kept = sorted(found, key=lambda item: math.inf if math.isnan(m := item[1]["mae"].mean()) else m)[:PANELS]

@@ -59,7 +59,10 @@ def headings(comparison: Comparison) -> list[str]:
 def best(comparison: Comparison, metric: str) -> set[int]:
     """Indices of the cells whose mean, as it is shown, is the best; none where all are equal or only one has it.
 
-    An implied class competes under `implied_accuracy` alone, not as a prediction as well."""
+    An implied class competes under `implied_accuracy` alone, not as a prediction as well; an error where the class is
+    right does not compete, because each cell's is of other images."""
+    if metric.endswith("_if_right"):
+        return set()
     having = {
         i: c.numbers[metric].mean
         for i, c in enumerate(comparison.cells)

@@ -1,10 +1,12 @@
 """Which settings differ between runs, and which were the same."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from mtlcar.config import FOUND
 from mtlcar.runs.fingerprint import WITHOUT, canonical
 
 Settings = dict[str, Any]
@@ -13,6 +15,7 @@ Settings = dict[str, Any]
 BY_CONTENT = {"data.root": "annotations", "backbone.weights": "weights"}
 """Paths whose content matters and whose place does not -> the digest of that content in metrics.json."""
 
+CONSTANTS = "label_transform.constants"
 METHOD = "method"
 """The setting that names a whole combination of parts; null: the parts speak for themselves."""
 
@@ -24,10 +27,8 @@ IGNORED = (
     "threads",
     "trainer.accelerator",
     "experiment",
-    "label_transform.constants",
 )
-"""What cannot change a result, beyond the last digits that threads and devices round differently, and what a run has
-found itself."""
+"""What cannot change a result, beyond the last digits that threads and devices round differently."""
 
 
 def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
@@ -41,7 +42,9 @@ def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
             dotted = f"{prefix}{key}"
             if str(key).startswith("_") or any(dotted == i or dotted.startswith(f"{i}.") for i in IGNORED):
                 continue
-            if isinstance(value, Mapping) and value and not set(value) <= names:
+            if dotted == CONSTANTS:
+                flat[dotted] = _constants(value)
+            elif isinstance(value, Mapping) and value and not set(value) <= names:
                 walk(value, f"{dotted}.")
             else:
                 flat[dotted] = _leaf(value, dotted)
@@ -50,6 +53,13 @@ def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
     if flat.get(METHOD) is None:
         flat.pop(METHOD, None)
     return flat
+
+
+def _constants(value: Any) -> str | None:
+    """None for constants that the run has found itself, else something short to tell given ones apart."""
+    if not value or value.get(FOUND):
+        return None
+    return "given " + hashlib.sha256(json.dumps(canonical(value)).encode()).hexdigest()[:6]
 
 
 def _leaf(value: Any, key: str) -> Any:

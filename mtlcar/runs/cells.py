@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from mtlcar.config import compose_config, finish
+from mtlcar.config import FOUND, compose_config, finish
 from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.runs.files import write_json, write_text
@@ -57,6 +57,9 @@ class CellMaker:
         try:
             cfg = finish(cfg)
             OmegaConf.resolve(cfg)
+            given = cfg.label_transform.get("constants")
+            if OmegaConf.is_dict(given) and FOUND in given:  # copied from a run that had found them: now they are given
+                cfg.label_transform.constants = {key: value for key, value in given.items() if key != FOUND}
         except Exception as error:
             raise UserError(f"The configuration does not resolve: {str(error).splitlines()[0]}") from error
         from mtlcar.runs.check import check

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from mtlcar.config import conf_dir, finish, groups
+from mtlcar.config import finish, groups, with_defaults
 from mtlcar.errors import UserError
 from mtlcar.runs.check import check
 from mtlcar.runs.launch import find_run
@@ -16,19 +16,17 @@ from mtlcar.runs.launch import find_run
 def stored_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     """The run's configuration with overrides of existing keys. Top-level keys that are younger than the run have their
     default, which is what the run was made with."""
-    cfg = OmegaConf.load(run_dir / "config.yaml")
-    defaults = OmegaConf.load(conf_dir() / "train.yaml")
-    assert isinstance(cfg, DictConfig)
-    assert isinstance(defaults, DictConfig)
-    for key, value in defaults.items():
-        if key not in (*cfg, "defaults", "hydra"):
-            cfg[key] = value
+    stored = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=False)
+    assert isinstance(stored, dict)
+    cfg = OmegaConf.create(with_defaults({str(k): v for k, v in stored.items()}))
     OmegaConf.set_struct(cfg, True)
     names = groups()
     for text in overrides:
         key, found, _ = text.partition("=")
         if not found:
             raise UserError(f"Overrides look like key=value. Found {text!r}.")
+        if key.split(".", 1)[0] == "label_transform":
+            raise UserError(f"{text!r}: the label transform and its constants are fixed by the checkpoint.")
         if key in names:
             raise UserError(f"{text!r}: groups are fixed by the checkpoint; train another run for another {key}.")
         try:

@@ -5,7 +5,6 @@ can run the same command. Exit status: 0 finished, 2 the user can repair it, 1 a
 """
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.errors import UserError
 from mtlcar.runs.files import read_json
+from mtlcar.runs.ranks import is_main_process
 from mtlcar.tasks import TaskSet
 
 log = logging.getLogger("mtlcar")
@@ -46,11 +46,6 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
             print(f"The whole story is in {run_dir / 'train.log'}", file=sys.stderr)
         return 2 if user else 1
     return 0
-
-
-def is_main_process() -> bool:
-    """Whether this is the first of a job's processes: Lightning starts the others with a rank in the environment."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 @contextmanager
@@ -133,7 +128,8 @@ def run(run_dir: Path, cfg: DictConfig) -> None:
 def run_name(cfg: DictConfig) -> str:
     """What W&B and the tables call it: the answers that make the run."""
     if cfg.get("method"):
-        return "_".join([str(cfg.data.name), str(cfg.backbone.name), str(cfg.method).replace(" ", "-"), f"s{cfg.seed}"])
+        words = (cfg.data.name, cfg.data.split, cfg.backbone.name, cfg.method, cfg.weighting.name, cfg.optimizer.name)
+        return "_".join([*(str(word).replace(" ", "-") for word in words), f"s{cfg.seed}"])
     parts = [str(cfg[g].name) for g in ("data", "backbone", "architecture", "head", "weighting")]
     if cfg.label_transform.name != "identity":
         parts.append(str(cfg.label_transform.name))

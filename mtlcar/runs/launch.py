@@ -1,5 +1,6 @@
 """`mtlcar train`: compose and check every cell first, then run each as a process of its own."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -143,8 +144,12 @@ def run_cell(cell: Cell, *, show_traceback: bool = False) -> int:
     command = [sys.executable, "-m", "mtlcar.runs.job", str(directory), *(["--traceback"] if show_traceback else [])]
     print(f"{directory}  ({' '.join(cell.overrides) or 'defaults'})", flush=True)
     status = wait(subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}))
-    if status == 2 and mine and not (directory / "checkpoints").exists():
+    began = any((directory / name).exists() for name in ("checkpoints", "search.json"))
+    if status == 2 and mine and not began:
         shutil.rmtree(directory)  # a mistake found before training leaves nothing behind
+        for parent in (directory.parent, directory.parent.parent):
+            with contextlib.suppress(OSError):  # other runs are in it
+                parent.rmdir()
     return status
 
 

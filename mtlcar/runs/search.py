@@ -14,13 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from mtlcar.build import Parts
+from mtlcar.config import FOUND
+from mtlcar.exact import exact
 from mtlcar.finite import NonFiniteLossError, StopOnNonFinite
 from mtlcar.label_transforms.base import Outcome, Trial
-from mtlcar.runs.files import write_text
+from mtlcar.runs.files import read_json, write_json, write_text
 from mtlcar.runs.progress import progress
+from mtlcar.runs.ranks import is_main_process
 from mtlcar.runs.training import make_trainer
 
 log = logging.getLogger("mtlcar")
+RECORD = "search.json"
+"""In the run directory: what was tried so far, and the seconds it took."""
 
 
 class GradientMeter(Callback):
@@ -32,17 +37,26 @@ class GradientMeter(Callback):
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
-        self._steps = 0
+        self._steps: Tensor | None = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        total = torch.stack(torch._foreach_norm(gradients, 1)).double().sum()
-        mean = total / sum(g.numel() for g in gradients)
+        norms = torch.stack(torch._foreach_norm(gradients, 1))
+        mean = norms.to(exact(norms.device)).sum() / sum(g.numel() for g in gradients)
+        # fp16 with a scale that is still too high: the scaler is about to skip this step, so it says nothing
+        skipped = (
+            ~mean.isfinite() if getattr(trainer.precision_plugin, "scaler", None) else torch.zeros_like(mean).bool()
+        )
+        mean, step = torch.where(skipped, 0.0, mean), (~skipped).to(mean.dtype)
         self._sum = mean if self._sum is None else self._sum + mean
-        self._steps += 1
+        self._steps = step if self._steps is None else self._steps + step
 
     def mean(self) -> float:
-        return math.nan if self._sum is None else float(self._sum) / self._steps
+        """Infinite where no step counted, or one was not finite."""
+        if self._sum is None or self._steps is None or not float(self._steps):
+            return math.inf
+        found = float(self._sum) / float(self._steps)
+        return found if math.isfinite(found) else math.inf
 
 
 class StopAfter(Callback):
@@ -65,12 +79,17 @@ def search(cfg: DictConfig, parts: Parts, run_dir: Path) -> float:
     Raises:
         UserError: the transform found none that pass.
     """
+    transform, record = parts.module.label_transform, run_dir / RECORD
+    if record.is_file() and (cfg.label_transform.get("constants") or {}).get(FOUND):  # this run is started again
+        earlier = read_json(record)
+        transform.searched = earlier["searched"]
+        return float(earlier["seconds"])
     began = time.perf_counter()
-    transform = parts.module.label_transform
     steps = transform.search()
     trial = next(steps, None)
     if trial is None:
         return 0.0
+    _record(run_dir, transform.searched, 0.0)
     first = copy.deepcopy(parts.module.state_dict())
     own = {key for key in first if key.startswith("label_transform.")}
     while trial is not None:
@@ -80,22 +99,31 @@ def search(cfg: DictConfig, parts: Parts, run_dir: Path) -> float:
             trial = steps.send(outcome)
         except StopIteration:
             trial = None
-    return time.perf_counter() - began
+        finally:
+            seconds = time.perf_counter() - began
+            _record(run_dir, transform.searched, seconds)
+    return seconds
+
+
+def _record(run_dir: Path, searched: dict[str, Any], seconds: float) -> None:
+    if is_main_process():
+        write_json(run_dir / RECORD, {"searched": searched, "seconds": seconds})
 
 
 def _try(cfg: DictConfig, parts: Parts, run_dir: Path, trial: Trial) -> Outcome:
     meter = GradientMeter()
     callbacks = [StopOnNonFinite(cfg.trainer.log_every_n_steps), meter, progress(), StopAfter(trial.epochs)]
-    trainer = make_trainer(cfg, callbacks, [], run_dir)
+    own = copy.deepcopy(cfg)
+    own.trainer.check_val_every_n_epoch = 1
+    trainer = make_trainer(own, callbacks, [], run_dir)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
         trainer.fit(parts.module, datamodule=parts.data, weights_only=True)
-    except NonFiniteLossError as error:
-        log.info("%s", str(error).splitlines()[0])
-        return Outcome(math.inf, {}, parts.monitor, parts.mode)
+    except NonFiniteLossError:
+        log.info("a loss stopped being finite")
+        return Outcome(math.inf, {})
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    gradient = meter.mean()
-    return Outcome(math.inf if math.isnan(gradient) else gradient, metrics, parts.monitor, parts.mode)
+    return Outcome(meter.mean(), metrics)
 
 
 def keep_constants(cfg: DictConfig, parts: Parts, run_dir: Path, *, write: bool) -> None:
@@ -107,6 +135,6 @@ def keep_constants(cfg: DictConfig, parts: Parts, run_dir: Path, *, write: bool)
     if scalars:
         log.info("label_transform=%s: %s", transform.name, ", ".join(f"{k} {v}" for k, v in scalars.items()))
     if found and cfg.label_transform.get("constants") is None:
-        cfg.label_transform.constants = found
+        cfg.label_transform.constants = {**found, FOUND: True}
         if write:
             write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
