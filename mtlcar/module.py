@@ -249,14 +249,7 @@ class MultiTaskModule(LightningModule):
         self._loss_sums = sums if self._loss_sums is None else self._loss_sums + sums
         predictions, scores = self.decode(outputs)
         metrics.update(predictions, target, scores)
-        columns = self.label_transform.columns(self.losses.predictions(outputs))
-        return {
-            "index": batch["index"],
-            "target": target,
-            "prediction": predictions,
-            "scores": scores,
-            "columns": columns,
-        }
+        return {"index": batch["index"], "target": target, "prediction": predictions, "scores": scores}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, self._outputs(batch["image"]), self.val_metrics)
@@ -264,7 +257,8 @@ class MultiTaskModule(LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         tasks = self.architecture.tasks
         outputs = averaged(self._outputs, batch["image"], tasks, self.test_time_augmentation)
-        return self._evaluate(batch, outputs, self.test_metrics)
+        columns = self.label_transform.columns(self.losses.predictions(outputs))
+        return {**self._evaluate(batch, outputs, self.test_metrics), "columns": columns}
 
     def on_validation_epoch_start(self) -> None:
         self._loss_sums = None

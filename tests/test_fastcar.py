@@ -143,7 +143,9 @@ def test_ranges_that_are_apart_do_not_move(made: tuple[list[int], list[float]]) 
     classes, values = made
     f = fitted(classes, values)
     again = fitted(
-        classes, (torch.tensor(values).double() + f.offset[torch.tensor(classes)]).float().tolist(), gap=f.gap / 2
+        classes,
+        (torch.tensor(values).double() + f.offset[torch.tensor(classes)]).float().tolist(),
+        gap=f.gap.item() / 2,
     )
     # the moved labels are float32 again, so a range may have come closer by their rounding
     assert (again.offset.abs() <= 1e-6 * f.high.abs().max()).all()
@@ -236,6 +238,7 @@ def test_constants_make_the_same_axis_again_and_survive_json_and_checkpoints() -
     loaded = FastCAR(tasks(3))
     loaded.load_state_dict(f.state_dict())
     y = {"steel": torch.tensor([0, 1, 2]), "hv": torch.tensor([111.0, 150.0, 444.0])}
+    assert loaded.constants() == f.constants()
     for other in (again, loaded):
         assert torch.equal(other.encode(y)["axis"], f.encode(y)["axis"])
         assert all(torch.equal(a, b) for a, b in zip(f.decode(f.encode(y)).values(), y.values(), strict=True))

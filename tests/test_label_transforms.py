@@ -20,6 +20,7 @@ from mtlcar.label_transforms.fastcar import FastCAR
 from mtlcar.label_transforms.interval_softmax import IntervalSoftmax
 from mtlcar.losses import TaskLosses
 from mtlcar.tasks import Task, TaskSet
+from tests.weighting_net import NoHostRoundTrip
 
 NAN = float("nan")
 STEEL = TaskSet([Task("steel", "classification", ("a", "b", "c")), Task("hv", "regression", unit="HV")])
@@ -131,6 +132,18 @@ def test_given_constants_are_read_on_the_meta_device(name: str) -> None:
         assert made(name, constants=given).given is not None
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_encoding_and_decoding_never_wait_for_the_device(name: str) -> None:
+    transform = made(name).fit(LABELS)
+    known = {k: v[:6] for k, v in LABELS.items()}
+    predictions, scores = perfect(transform, known)
+    with NoHostRoundTrip():
+        transform.encode(known)
+        transform.decode(predictions, scores)
+        transform.decode_scores(scores, predictions)
+        transform.columns(predictions)
+
+
 def test_lookup_by_hand() -> None:
     found = ClassMean(STEEL).fit(LABELS)
     said = found.decode({"steel": torch.tensor([2, 0, 1, -1])})
@@ -187,6 +200,8 @@ def test_interval_softmax_by_hand() -> None:
     assert said["steel"].item() == 0
     assert said["hv"].item() == pytest.approx((0.1 * 90 + 0.2 * 110 + 0.1 * 130) / 0.4)
     torch.testing.assert_close(found.decode_scores({"axis": p}, {})["steel"], torch.tensor([[0.4, 0.25, 0.35]]))
+    bare = found.decode({"axis": torch.tensor([5, 7])})  # a point alone is its class and its place
+    assert (bare["steel"].tolist(), bare["hv"].tolist()) == ([1, 2], [250, 300])
     broken = found.decode({"axis": torch.tensor([0])}, {"axis": torch.full((1, 9), NAN)})
     assert broken["steel"].item() == -1
     assert broken["hv"].isnan().all()

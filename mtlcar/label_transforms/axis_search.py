@@ -3,11 +3,13 @@
 import itertools
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from mtlcar.errors import UserError
-from mtlcar.label_transforms.base import Outcome, Trial
+from mtlcar.label_transforms.axis_constants import order_of
+from mtlcar.label_transforms.base import LabelTransform, Outcome, Trial
 from mtlcar.label_transforms.intervals import Intervals
 from mtlcar.options import number, whole
 from mtlcar.tasks import Task
@@ -16,8 +18,8 @@ log = logging.getLogger("mtlcar")
 CANDIDATES = ("gap", "layout", "order", "pad")
 
 
-class AxisSearch:
-    """The search of a transform that has `options` and `set_options`.
+class AxisSearch(LabelTransform):
+    """A transform whose `options` are searched.
 
     First every combination of `candidates` is trained for `candidate_epochs`, and the best on validation data stays: by
     the class's accuracy (ties: by the value's mae, then the earlier), decoded, because a loss on the axis has another
@@ -35,19 +37,16 @@ class AxisSearch:
 
     task: Task
     value: Task
-    name: str
     given: tuple[Intervals, float] | None
     options: dict[str, Any]
-    searched: dict[str, Any]
 
+    @abstractmethod
     def set_options(self, changes: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """Fit again with some options changed."""
 
     def check_order(self, order: object, where: str) -> list[int] | None:
-        raise NotImplementedError
-
-    def constants(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Class indices from low to high; None for `mean`."""
+        return None if order == "mean" else order_of(order, self.task, where)
 
     def set_search(
         self,

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from mtlcar.errors import UserError
 from mtlcar.exact import exact
-from mtlcar.label_transforms.axis_constants import order_of, read_constants
+from mtlcar.label_transforms.axis_constants import read_constants
 from mtlcar.label_transforms.axis_search import AxisSearch
-from mtlcar.label_transforms.base import LabelTransform
 from mtlcar.label_transforms.intervals import Intervals, Layout, check_layout, place
-from mtlcar.label_transforms.pair import labelled, pair
+from mtlcar.label_transforms.pair import AXIS, labelled, pair
 from mtlcar.options import flag, number
 from mtlcar.tasks import Task, TaskSet
 
@@ -21,12 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-AXIS = "axis"
 INSIDE, GAP, OUTSIDE, NOT_FINITE = range(4)
 FLAGS = ("inside an interval", "in a gap", "beyond the axis", "not finite")
 
 
-class FastCAR(AxisSearch, LabelTransform):
+class FastCAR(AxisSearch):
     """The value's range in each class becomes an interval of one axis, disjoint from the others, and a network learns
     the position on it: z = (y + o_c - m) / s (arXiv 2403.17926; made precise in `intervals.place`).
 
@@ -47,7 +45,7 @@ class FastCAR(AxisSearch, LabelTransform):
         low, high, offset: [K] by class index, the intervals and what was added to the labels, in the value's unit.
         thresholds: [K - 1], ascending: positions up to one of these decode as the class below it.
         rank: int64 [K], class indices from low to high.
-        centre, scale: m and s.
+        gap, centre, scale: g, m and s.
     """
 
     own_scale: ClassVar[bool] = True
@@ -89,21 +87,17 @@ class FastCAR(AxisSearch, LabelTransform):
         for key, size in (("low", k), ("high", k), ("offset", k), ("thresholds", k - 1)):
             self.register_buffer(key, torch.full((size,), torch.nan, dtype=dtype))
         self.register_buffer("rank", torch.arange(k))
-        for key in ("centre", "scale"):
+        for key in ("gap", "centre", "scale"):
             self.register_buffer(key, torch.full((), torch.nan, dtype=dtype))
         self.low: Tensor
         self.high: Tensor
         self.offset: Tensor
         self.thresholds: Tensor
         self.rank: Tensor
+        self.gap: Tensor
         self.centre: Tensor
         self.scale: Tensor
-        self.gap = float("nan")
         self.labels: tuple[Tensor, Tensor] | None = None
-
-    def check_order(self, order: object, where: str) -> list[int] | None:
-        """Class indices from low to high; None for `mean`."""
-        return None if order == "mean" else order_of(order, self.task, where)
 
     def encoded_tasks(self, tasks: TaskSet) -> TaskSet:
         return TaskSet((Task(AXIS, "regression"),))
@@ -126,7 +120,6 @@ class FastCAR(AxisSearch, LabelTransform):
         return self
 
     def set_options(self, changes: Mapping[str, Any]) -> None:
-        """Fit again with some options changed."""
         assert self.labels is not None
         self.options = {**self.options, **changes}
         classes, values = self.labels
@@ -150,7 +143,7 @@ class FastCAR(AxisSearch, LabelTransform):
         self.thresholds.copy_(thresholds)
         self.centre.fill_(found.centre)
         self.scale.fill_(scale)
-        self.gap = found.gap
+        self.gap.fill_(found.gap)
 
     def encode(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{class: int64 [B], value: [B]} -> {"axis": z [B]} in the value's dtype; NaN where a label is missing."""
@@ -214,7 +207,7 @@ class FastCAR(AxisSearch, LabelTransform):
         rank = self.rank.tolist()
         vectors = {key: [getattr(self, key)[c].item() for c in rank] for key in ("low", "high", "offset")}
         names = [self.task.classes[c] for c in rank]
-        return {"classes": names, **vectors, "gap": self.gap, "scale": self.scale.item()}
+        return {"classes": names, **vectors, "gap": self.gap.item(), "scale": self.scale.item()}
 
     def findings(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The shares of test predictions by flag, and the search."""

@@ -9,12 +9,10 @@ from torch import Tensor
 from mtlcar.errors import UserError
 from mtlcar.exact import exact
 from mtlcar.label_transforms.base import LabelTransform
-from mtlcar.label_transforms.pair import labelled, pair
+from mtlcar.label_transforms.pair import AXIS, labelled, pair
 from mtlcar.label_transforms.per_class import check_constants
 from mtlcar.options import number, whole
 from mtlcar.tasks import Task, TaskSet
-
-AXIS = "axis"
 
 
 class IntervalSoftmax(LabelTransform):

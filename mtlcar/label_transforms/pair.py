@@ -8,6 +8,9 @@ from torch import Tensor
 from mtlcar.errors import UserError
 from mtlcar.tasks import Task, TaskSet
 
+AXIS = "axis"
+"""The one task that is trained in place of the two."""
+
 
 def pair(tasks: TaskSet, name: str) -> tuple[Task, Task]:
     """The classification and the regression of a set that has one of each and nothing else.

@@ -23,9 +23,8 @@ def drawn(comparison: Comparison) -> list[tuple[Cell, pd.DataFrame]]:
         return []
     found = []
     for cell in comparison.cells:
-        frames = [run.predictions for run in cell.runs if run.predictions is not None]
-        grouped = [df for df in frames if by_specimen(df, *comparison.pair) is not None]
-        specimens = by_specimen(pd.concat(grouped, ignore_index=True), *comparison.pair) if grouped else None
+        frames = [run.predictions for run in cell.runs if run.groups is not None]
+        specimens = by_specimen(pd.concat(frames, ignore_index=True), *comparison.pair) if frames else None
         if specimens is not None:
             found.append((cell, specimens))
     kept = sorted(found, key=lambda item: math.inf if math.isnan(m := item[1]["mae"].mean()) else m)[:PANELS]

@@ -111,6 +111,7 @@ def _record(run_dir: Path, searched: dict[str, Any], seconds: float) -> None:
 
 
 def _try(cfg: DictConfig, parts: Parts, run_dir: Path, trial: Trial) -> Outcome:
+    log.info("trial: %s", ", ".join(f"{key} {value}" for key, value in trial.what.items()))
     meter = GradientMeter()
     callbacks = [StopOnNonFinite(cfg.trainer.log_every_n_steps), meter, progress(), StopAfter(trial.epochs)]
     own = copy.deepcopy(cfg)
