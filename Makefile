@@ -1,4 +1,4 @@
-# make demo | test | lint | format | bench | clean      (needs Python 3.11 to 3.13 and make; nothing else)
+# make demo | test | notebooks | lint | format | bench | clean      (needs Python 3.11 to 3.13 and make; nothing else)
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 VENV := .venv
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help setup demo test slow lint format bench clean
+.PHONY: help setup demo test notebooks slow lint format bench clean
 
 help:
 	@sed -n '1p' Makefile
@@ -32,7 +32,10 @@ demo: setup
 	@echo "Open runs/demo/report/report.html"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+notebooks: setup
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m notebook
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -15,6 +15,14 @@ Overrides are Hydra's: group=choice picks a part, key=value changes one of its k
   mtlcar train -m architecture=single,parallel,cascade seed=0,1,2 sweep=first
   mtlcar train -m experiment=paper_a/stanford_cars data.root=DIR
 """
+RESUME_EPILOG = """\
+In a sweep directory the commands that were given there are given again, from where they were given; finished runs are
+skipped. Runs of no recorded command go on one by one. Overrides may be of what cannot change a result.
+
+  mtlcar resume runs/first
+  mtlcar resume runs/first hydra/launcher=joblib hydra.launcher.n_jobs=4
+  mtlcar resume runs/first/4f0c81aa2b17 logger=csv data.root=ELSEWHERE
+"""
 BENCH_EPILOG = """\
 Steps are interleaved in one process, each next to one under `equal` (weightings) or of `parallel` (step), on a random
 batch: no dataset is read. ResNet-18, 64 px, batch 16 unless overrides say otherwise; weighting.KEY=VALUE, or
@@ -24,6 +32,14 @@ image: all tasks, and each task alone.
   mtlcar bench weightings --tasks 2 3 --only pcgrad cagrad
   mtlcar bench weightings --json backbone=resnet50 data.image_size=224 data.batch_size=32
   mtlcar bench step --only parallel,cascade weighting=uncertainty data.image_size=128
+"""
+RUNS_EPILOG = """\
+Nothing is changed. Runs are given by directory, or by the beginning of a fingerprint or of SWEEP/FINGERPRINT.
+
+  mtlcar runs list architecture=cascade seed=0,1 --sort best
+  mtlcar runs list OTHER_RUNS --state killed
+  mtlcar runs show 4f0c
+  mtlcar runs diff 4f0c 81aa
 """
 
 
@@ -48,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--choices", action="store_true", help="list every group and its choices and stop")
     train.add_argument("overrides", nargs="*", help="key=value or group=choice")
 
+    again = add(
+        "resume", "Go on with what was begun in sweep or run directories.", epilog=RESUME_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    again.add_argument("overrides", nargs="+", metavar="DIR|KEY=VALUE", help="directories, then overrides for them")
+
     evaluate = add("evaluate", "Test a run again from its best checkpoint.")
     evaluate.add_argument("run", help="run directory")
     evaluate.add_argument("overrides", nargs="*", help="key=value, for keys of the run's config.yaml")
@@ -56,6 +78,15 @@ def parser() -> argparse.ArgumentParser:
     report = add("report", "Compare finished runs: Markdown, HTML and figures.")
     report.add_argument("dirs", nargs="+", metavar="DIR", help="run or sweep directories")
     report.add_argument("-o", "--output", help="folder of the report (default: DIR/report)")
+
+    add_runs(
+        add(
+            "runs",
+            "Find, show and compare runs.",
+            epilog=RUNS_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
 
     data = add("data", "List, prepare, verify or show datasets.")
     data.add_argument("action", choices=("list", "prepare", "verify", "show"))
@@ -86,8 +117,35 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_runs(runs: argparse.ArgumentParser) -> None:
+    actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def add(name: str, text: str, *, markdown: bool = True) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text)
+        sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        if markdown:
+            sub.add_argument("--markdown", action="store_true", help="print Markdown")
+        return sub
+
+    listing = add("list", "One line a run, with the settings that differ between them.")
+    listing.add_argument("overrides", nargs="*", metavar="DIR|KEY=VALUE", help="folders (default: runs), and filters")
+    listing.add_argument("--sort", metavar="KEY", help="column, setting or metric, such as best or test/model/accuracy")
+    listing.add_argument(
+        "--state",
+        choices=("finished", "failed", "running", "interrupted", "killed", "unstarted"),
+        help="runs in this state alone",
+    )
+    show = add("show", "All there is to know of one run.", markdown=False)
+    show.add_argument("run", help="run directory, or the beginning of a fingerprint")
+    diff = add("diff", "What tells runs apart, whether they may be compared, and their results.")
+    diff.add_argument("overrides", nargs="+", metavar="RUN", help="two runs or more")
+    for sub in (show, diff):
+        sub.add_argument("--runs", default="runs", metavar="DIR", help="where fingerprints are looked up")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0, 2 for what the user can repair, 1 for failed runs, 130 interrupted."""
+    """Exit status 0, 2 for what the user can repair, 1 for failed runs, 75 busy elsewhere, 128 + signal stopped."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     # argparse stops collecting overrides at the first option; those after it are overrides too.
@@ -120,6 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.command == "train":
         return run_train(args)
+    if args.command == "resume":
+        from mtlcar.sweeps.resume import resume
+
+        return resume(args.overrides, show_traceback=args.traceback)
     if args.command == "evaluate":
         from mtlcar.runs.evaluate import evaluate
 
@@ -130,6 +192,8 @@ def run(args: argparse.Namespace) -> int:
         return command(args.dirs, args.output)
     if args.command == "bench":
         return run_bench(args)
+    if args.command == "runs":
+        return run_runs(args)
     return run_data(args)
 
 
@@ -147,7 +211,7 @@ def run_train(args: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(compose_config(args.overrides)), end="")
         return 0
-    from mtlcar.runs.launch import train
+    from mtlcar.sweeps.launch import train
 
     return train(args.overrides, multirun=args.multirun, show_traceback=args.traceback)
 
@@ -175,6 +239,22 @@ def run_bench(args: argparse.Namespace) -> int:
     return weightings.command(
         overrides, tasks=tasks, rounds=args.rounds, only=args.only, peers=args.peers, as_json=args.json
     )
+
+
+def run_runs(args: argparse.Namespace) -> int:
+    if args.action == "list":
+        from mtlcar.listing import listing
+
+        return listing.command(
+            args.overrides, sort=args.sort, state=args.state, as_json=args.json, markdown=args.markdown
+        )
+    if args.action == "show":
+        from mtlcar.listing import showing
+
+        return showing.command(args.run, runs=args.runs, as_json=args.json)
+    from mtlcar.listing import diffing
+
+    return diffing.command(args.overrides, runs=args.runs, as_json=args.json, markdown=args.markdown)
 
 
 def run_data(args: argparse.Namespace) -> int:

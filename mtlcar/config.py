@@ -1,7 +1,9 @@
 """Composing a configuration from the groups in `conf/`, with mistakes named before anything runs."""
 
+import importlib.util
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,15 @@ FREE = ("callbacks.",)
 """Prefixes under which `+key=value` may add what no yaml declares. Elsewhere it would hide a typo."""
 FOUND = "found"
 """Marks `label_transform.constants` in a run's config.yaml that the run has found itself."""
+PLUGINS = {
+    "hydra_joblib_launcher": ("joblib", "joblib"),
+    "hydra_ray_launcher": ("ray", "ray"),
+    "hydra_submitit_launcher": ("submitit", "slurm"),
+    "hydra_optuna_sweeper": ("optuna", "optuna"),
+}
+"""Hydra's plugins of others: package below `hydra_plugins` -> the package it works with, the extra that brings both."""
+# Our presets of plugins have the plugins' own names and win; what Hydra wants to say about that is for nobody here.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/\w+/\w+' is validated against ConfigStore schema")
 
 
 def conf_dir() -> Path:
@@ -32,10 +43,10 @@ def conf_dir() -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """Group -> its choices, as they lie on disk."""
+    """Group -> its choices, as they lie on disk. Hydra's own groups (`hydra/launcher`) say nothing about a run."""
     root = conf_dir()
     found: dict[str, list[str]] = {}
-    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name != "hydra"):
         names = [str(p.relative_to(folder).with_suffix("")) for p in sorted(folder.rglob("*.yaml"))]
         if names:
             found[folder.name] = names
@@ -78,20 +89,53 @@ def compose_config(overrides: Sequence[str], *, with_hydra: bool = False) -> Dic
     """One composed configuration in struct mode.
 
     Raises:
-        UserError: naming the group, choice or key that does not exist and those closest to it.
+        UserError: naming the group, choice or key that does not exist and those closest to it, or with the Hydra
+            configuration the extra that brings a launcher or sweeper that is not installed.
     """
     parse(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("train", list(overrides), return_hydra_config=with_hydra)
+            cfg = compose("train", list(overrides), return_hydra_config=with_hydra)
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from error
+    if with_hydra:
+        for kind in ("launcher", "sweeper"):
+            package = str(cfg.hydra[kind].get("_target_")).removeprefix("hydra_plugins.").split(".")[0]
+            if missing := missing_plugin(kind, package):
+                raise UserError(missing)
+    return cfg
+
+
+def missing_plugin(kind: str, package: str) -> str | None:
+    """How to install the launcher or sweeper in `hydra_plugins.<package>`; None if it is there, or none we know. Our
+    presets compose without it, and Hydra would look for it only when the sweep begins."""
+    library, extra = PLUGINS.get(package, ("", ""))
+    if not extra or (installed(f"hydra_plugins.{package}") and installed(library)):
+        return None
+    return (
+        f"This hydra/{kind} needs {package.replace('_', '-')} and {library}, which are not both installed. "
+        f"Install them: pip install 'mtlcar[{extra}]'"
+    )
+
+
+def installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package above it
+        return False
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's message in our words, with the nearest names."""
     text = str(error)
     choices = groups()
+    found = re.search(r"Could not find 'hydra/(\w+)/([^']+)'", text)
+    if found:
+        kind, name = found.groups()
+        if missing := missing_plugin(kind, f"hydra_{name}_{kind}"):
+            return missing
+        known = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        return f"There is no hydra/{kind}={name}.{did_you_mean(name, known)}\nChoices: {', '.join(known)}."
     found = re.search(r"Could not find '([^']+)/([^']+)'", text)
     if found and found.group(1) in choices:
         group, choice = found.groups()

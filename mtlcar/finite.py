@@ -59,18 +59,20 @@ class StopOnNonFinite(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._check(trainer, pl_module)
+            refuse_non_finite(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer, pl_module)
+        refuse_non_finite(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer, pl_module)
+        refuse_non_finite(trainer, pl_module)
 
-    def _check(self, trainer: Trainer, pl_module: Any) -> None:
-        found = pl_module.finite.read(pl_module.architecture.tasks.names)
-        if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
-            raise NonFiniteLossError(
-                f"Training stopped: {found or 'a loss was not finite on another process'}. The last good checkpoint is "
-                "kept. Try a lower optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true."
-            )
+
+def refuse_non_finite(trainer: Trainer, pl_module: Any) -> None:
+    """Raises NonFiniteLossError, in all processes together, if a loss since the fit began was not finite."""
+    found = pl_module.finite.read(pl_module.architecture.tasks.names)
+    if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
+        raise NonFiniteLossError(
+            f"Training stopped: {found or 'a loss was not finite on another process'}. The last good checkpoint is "
+            "kept. Try a lower optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true."
+        )

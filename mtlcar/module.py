@@ -124,6 +124,8 @@ class MultiTaskModule(LightningModule):
         self._loss_sums: Tensor | None = None
         self._step: Step | None = None
         self.step_means = StepMeans(architecture.tasks.names)
+        self.step_losses: Tensor | None = None
+        self._resumed_means: dict[str, Any] = {}
         self._parameters_of_step: tuple[list[Any], list[Any], list[Any]] | None = None
 
     def forward(self, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -189,18 +191,14 @@ class MultiTaskModule(LightningModule):
         self._log_step(step, applied)
 
     def _log_step(self, step: Step, applied: Applied) -> None:
-        """Means over the epoch under `train/`, single steps under `step/`."""
-        losses = step.losses.detach()
-        self.step_means.add(losses, applied, step.extra)
-        several = self.trainer.world_size > 1
-        total = losses.sum()
-        self.log("train/loss", total, on_step=False, on_epoch=True, prog_bar=True, batch_size=1, sync_dist=several)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step.last and every and (self.global_step + 1) % every == 0:
-            for name, loss in zip(self.architecture.tasks.names, losses.unbind(), strict=True):
-                self.log(f"step/{name}/loss", loss, on_step=True, on_epoch=False, batch_size=1)
+        """Keep what the rows of the log are made of; a callback writes them (`mtlcar.runs.history`)."""
+        self.step_losses = step.losses.detach()
+        self.step_means.add(self.step_losses, applied, step.extra)
 
     def on_train_start(self) -> None:
+        if self.trainer.is_global_zero:
+            self.step_means.load_state_dict(self._resumed_means, self.device)
+        self._resumed_means = {}
         self._begin_epoch()  # Lightning leaves the hook of an epoch out when it resumes within one
 
     def on_train_epoch_start(self) -> None:
@@ -215,11 +213,18 @@ class MultiTaskModule(LightningModule):
             self._log_means()
 
     def _log_means(self) -> None:
-        means = self.step_means.take(lambda x: self.trainer.strategy.reduce(x, reduce_op="sum"))  # type: ignore
+        means = self.step_means.take(self._add_up)
         if self.weighting.takes_gradients_apart or not self.weighting.constant:
             means["weighting/degenerate"] = self.weighting.degenerate.float()
         several = self.trainer.world_size > 1  # the values are those of all processes already
-        self.log_dict({f"train/{k}": v.float() for k, v in means.items()}, sync_dist=several)
+        for name, value in means.items():
+            self.log(f"train/{name}", value.float(), prog_bar=name == "loss", logger=False, sync_dist=several)
+
+    def _add_up(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        total = self.trainer.strategy.reduce(x, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def _fp16_scale(self, one: Tensor) -> Tensor:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -278,7 +283,9 @@ class MultiTaskModule(LightningModule):
         metrics.reset()
         # The values are those of all processes already; `sync_dist` only keeps Lightning from warning.
         several = self.trainer.world_size > 1
-        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}, sync_dist=several)
+        numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}
+        # `Trainer.test` returns what it logs; the rows of a fit are written by a callback.
+        self.log_dict(numbers, sync_dist=several, logger=None if metrics is self.test_metrics else False)
 
     def _mean_losses(self, prefix: str) -> dict[str, float]:
         """`<task>/loss` as means over the labelled images of all processes, and `loss`, their sum."""
@@ -302,6 +309,19 @@ class MultiTaskModule(LightningModule):
             scheduler["frequency"] = self.trainer.check_val_every_n_epoch
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning looks at a monitored metric after the epoch's checkpoint is written, so that a run resumed from
+        there would never hear of it. `on_train_epoch_end` does it before."""
+        if metric is None:
+            scheduler.step()
+
+    def on_train_epoch_end(self) -> None:
+        if (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1):
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau:
+                config.scheduler.step(self.trainer.callback_metrics[self.monitor])  # type: ignore[call-arg, arg-type]
+
     def on_fit_start(self) -> None:
         # An epoch that a failed fit left unfinished is no part of this one.
         self.step_means = StepMeans(self.architecture.tasks.names)
@@ -323,9 +343,13 @@ class MultiTaskModule(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["step_means"] = self.step_means.state_dict(self._add_up)
         # The parts are modules of this one and callbacks of the trainer: the second copy of their state goes.
         for part in (self.weighting, self.label_transform):
             checkpoint.get("callbacks", {}).pop(part.state_key, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed_means = checkpoint.get("step_means", {})
 
     def configure_callbacks(self) -> list[Callback]:
         return [self.weighting, self.label_transform]

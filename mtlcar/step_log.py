@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ class StepMeans:
 
     | name | what |
     |---|---|
+    | `loss` | sum of the raw losses |
     | `<task>/loss`, `<task>/weight` | raw loss; what multiplied the task's gradient |
     | `<task>/gradient_norm` | of the gradients that the weighting compared (unscaled) |
     | `<a>-<b>/cosine` | of the angle between two tasks' gradients |
@@ -33,8 +35,8 @@ class StepMeans:
 
     def add(self, losses: Tensor, applied: Applied, extra: Tensor | None = None) -> None:
         """losses [T], detached, what was applied to them, and the architecture's regulariser; waits for nothing."""
-        names = [f"{t}/loss" for t in self.tasks]
-        values = [losses]
+        names = ["loss", *(f"{t}/loss" for t in self.tasks)]
+        values = [losses.sum().view(1), losses]
         if extra is not None:
             names.append("extra_loss")
             values.append(extra.detach().view(1))
@@ -58,6 +60,15 @@ class StepMeans:
             self.names = names
             self.sums = torch.zeros_like(now, dtype=exact(now.device))
         self.sums += now
+
+    def state_dict(self, add_up: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The sums of all processes so far in this epoch."""
+        return {} if self.sums is None else {"names": self.names, "sums": add_up(self.sums.clone()).cpu()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on with an epoch. For one process only: the sums are those of all."""
+        if state:
+            self.names, self.sums = list(state["names"]), state["sums"].to(device, exact(device))
 
     def take(self, add_up: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The means, and a new beginning. `add_up` sums a tensor over the processes."""

@@ -18,8 +18,9 @@ from mtlcar.label_transforms.base import Outcome, Trial
 from mtlcar.label_transforms.fastcar import FastCAR
 from mtlcar.runs.files import read_json
 from mtlcar.runs.search import GradientMeter
+from tests.cli import mtlcar
 from tests.test_fastcar import THREE, fitted
-from tests.test_runs import SMALL, mtlcar
+from tests.test_runs import SMALL
 
 
 def play(f: FastCAR, outcomes: list[Outcome]) -> list[Trial]:

@@ -16,7 +16,7 @@ from mtlcar.finite import NonFiniteLossError
 from mtlcar.module import MultiTaskModule, refuse_impossible
 from mtlcar.runs.check import problems
 from mtlcar.runs.evaluate import stored_config
-from mtlcar.runs.job import run_name
+from mtlcar.runs.names import run_name
 from mtlcar.runs.training import make_trainer, precision
 from mtlcar.weightings.base import GramianWeighting
 from mtlcar.weightings.equal import Equal
@@ -133,16 +133,12 @@ def test_a_number_beats_a_nan(tmp_path: Path) -> None:
     from mtlcar.runs.checkpoints import Checkpoints
 
     best = Checkpoints(tmp_path, "val/a", "max")
-    for epoch, value in enumerate((float("nan"), 0.1, 0.3, 0.2, float("nan"))):
-        trainer: Any = SimpleNamespace(
-            callback_metrics={"val/a": value}, current_epoch=epoch, global_step=epoch, is_global_zero=True,
-            save_checkpoint=lambda path, e=epoch: path.write_text(str(e)),
-            strategy=SimpleNamespace(barrier=lambda: None),
-        )  # fmt: skip
-        best.on_validation_end(trainer, None)  # type: ignore[arg-type]
-        best.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
-    names = {p.name: p.read_text() for p in tmp_path.iterdir()}
-    assert names == {"best.ckpt": "2", "last.ckpt": "4", "previous.ckpt": "3"}
+    better = []
+    for epoch, value in enumerate((float("nan"), 0.1, 0.3, 0.2, float("nan"), 0.3)):
+        trainer: Any = SimpleNamespace(callback_metrics={"val/a": value}, current_epoch=epoch, global_step=epoch)
+        better.append(best._compare(trainer))
+    assert better == [True, True, True, False, False, True], "equal values: the later one"
+    assert (best.value, best.epoch) == (0.3, 5)
 
 
 def test_steps_are_taken(cache: Path) -> None:

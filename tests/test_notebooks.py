@@ -50,6 +50,7 @@ def test_a_notebook_is_stored_valid_and_without_outputs(path: Path) -> None:
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
+@pytest.mark.notebook
 @pytest.mark.timeout(600)
 def test_fastcar_notebook_shows_what_it_says_on_the_steels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = real_data("advanced_steel").resolve()

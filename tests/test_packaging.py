@@ -76,7 +76,7 @@ def test_every_local_link_of_the_readme_leads_somewhere() -> None:
 
 
 def test_recipes_of_the_readme_compose() -> None:
-    from mtlcar.runs.launch import expand, sweep_arguments
+    from mtlcar.sweeps.launch import expand, sweep_arguments
 
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = [line.strip() for line in text.splitlines() if line.strip().startswith("mtlcar train ")]

@@ -13,8 +13,8 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 
+from mtlcar.logs.loggers import run_logs
 from mtlcar.runs.files import replacing
-from mtlcar.runs.loggers import wandb_loggers
 from mtlcar.tasks import Task, TaskSet
 
 Gather = Callable[[Sequence[int]], object]
@@ -156,8 +156,6 @@ def finish_figures(
         files.append(run_dir / "figures" / f"{name}.png")
         with replacing(files[-1]) as temporary:
             figure.savefig(temporary, format="png", facecolor="white")
-    for logger in wandb_loggers(loggers):
-        import wandb
-
-        logger.experiment.log({f"figures/{file.stem}": wandb.Image(str(file)) for file in files})
+    for logger in run_logs(loggers):
+        logger.log_figures(files)
     return files

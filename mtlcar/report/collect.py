@@ -1,7 +1,7 @@
 """Run directories found below some folders, and what is read of each."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 
 from mtlcar.config import with_defaults
 from mtlcar.errors import UserError
+from mtlcar.listing.finding import run_directories
 from mtlcar.tasks import TaskSet
 
 
@@ -109,7 +110,7 @@ def collect(directories: Iterable[Path]) -> Found:
         if not directory.is_dir():
             raise UserError(f"{directory}: no such folder. `mtlcar report` takes run, sweep or runs folders.")
     found = Found()
-    for path in dict.fromkeys(p.resolve() for d in wanted for p in _run_directories(d)):
+    for path in dict.fromkeys(p.resolve() for d in wanted for p in run_directories(d)):
         reason = _read(path, found)
         if reason:
             found.left_out.append((f"{path.parent.name}/{path.name}", reason))
@@ -121,16 +122,6 @@ def collect(directories: Iterable[Path]) -> Found:
             "<paths.runs>/<sweep>/<fingerprint>."
         )
     return found
-
-
-def _run_directories(folder: Path) -> Iterator[Path]:
-    """Folders with a config.yaml; nothing inside one is looked at (W&B keeps another config.yaml there)."""
-    if (folder / "config.yaml").is_file():
-        yield folder
-        return
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith(".") and not child.is_symlink():
-            yield from _run_directories(child)
 
 
 def _read(path: Path, found: Found) -> str:

@@ -43,6 +43,13 @@ def problems(cfg: DictConfig) -> Iterator[str]:
         value = OmegaConf.select(cfg, key)
         if not _is_whole(value) or value <= 0:
             yield f"{key} should be a positive whole number. Found {value!r}."
+    if cfg.jobs_per_gpu is not None and (not _is_whole(cfg.jobs_per_gpu) or cfg.jobs_per_gpu < 1):
+        yield f"jobs_per_gpu should be null or a whole number of at least 1. Found {cfg.jobs_per_gpu!r}."
+    minutes, steps = cfg.checkpoint.every_minutes, cfg.checkpoint.every_steps
+    if minutes is not None and (not _is_number(minutes) or minutes <= 0):
+        yield f"checkpoint.every_minutes should be null or a number above 0. Found {minutes!r}."
+    if steps is not None and (not _is_whole(steps) or steps < 1):
+        yield f"checkpoint.every_steps should be null or a whole number of at least 1. Found {steps!r}."
     every, epochs = cfg.trainer.check_val_every_n_epoch, cfg.trainer.max_epochs
     if not _is_whole(every) or every < 1 or (_is_whole(epochs) and every > epochs):
         yield (

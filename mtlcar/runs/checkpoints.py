@@ -1,50 +1,134 @@
-"""Best and last checkpoint of a run."""
+"""When a run saves itself, and what a checkpoint holds beyond Lightning's part."""
 
+import logging
 import math
-import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mtlcar.errors import UserError
-from mtlcar.finite import NonFiniteLossError
+from mtlcar.finite import NonFiniteLossError, refuse_non_finite
+from mtlcar.runs.checkpoint_files import second_name
+from mtlcar.runs.files import to_disk
+from mtlcar.runs.interrupts import INTERRUPTS, Interrupts, Stopped
+from mtlcar.runs.randomness import random_state, restore_random_state
+
+log = logging.getLogger("mtlcar")
+AGREE = 10
+"""Steps after which the processes of one job tell each other whether one was told to stop, or it is time to save."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the ones before are whole."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes where it is told to, and waits until it is on the disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
+        to_disk(Path(path))
 
 
 class Checkpoints(Checkpoint):
-    """`last.ckpt` and `previous.ckpt` of the latest validated epochs, `best.ckpt` by the monitored metric.
+    """`last.ckpt` and `previous.ckpt`, the two newest, and `best.ckpt` by the monitored metric.
 
-    One file is written an epoch, under a temporary name; the three are names for it, so that a crash at any moment
-    leaves a whole one. Equal values go to the later epoch: when accuracy reaches its ceiling early, the other tasks
-    go on improving. A NaN is never better than a number.
+    Saved are the end of every validated epoch, and moments after an optimizer step: when `every_minutes` or
+    `every_steps` have passed, and when a signal asks the run to end. One file is written, under a temporary name; the
+    three are names for it, so that a crash at any moment leaves a whole one. Equal values of the metric go to the later
+    epoch: when accuracy reaches its ceiling early, the other tasks go on improving. A NaN is never better than a
+    number.
+
+    A training that goes on from one of them is, bit for bit on a CPU, the one that was never stopped: the state has the
+    random generators of all processes and the number of rows logged so far.
 
     Args:
         folder: where the files go.
         monitor, mode: the metric, `max` or `min`.
+        every_minutes, every_steps: None: at the ends of epochs only.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monitor: str,
+        mode: str,
+        *,
+        every_minutes: float | None = None,
+        every_steps: int | None = None,
+        interrupts: Interrupts = INTERRUPTS,
+    ) -> None:
         self.folder = folder
         self.monitor = monitor
         self.mode = mode
+        self.every_seconds = math.inf if every_minutes is None else 60 * every_minutes
+        self.every_steps = math.inf if every_steps is None else every_steps
+        self.interrupts = interrupts
         self.value = float("nan")
         self.epoch = -1
         self.step = -1
         self.best_values: dict[str, float] = {}
         self.steps = 0  # of the whole fit so far
+        self.finished = False
+        self.rows = 0
+        self._random: list[dict[str, Any]] = []
         self._validated = False  # Lightning keeps the metrics of earlier epochs; this one's may be missing
+        self._saved_at, self._saved_step, self._seen = time.monotonic(), 0, -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._seen = trainer.global_step
+        self.interrupts.restore()
+        if len(self._random) == trainer.world_size:
+            restore_random_state(self._random[trainer.global_rank], pl_module.device)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.is_last_batch or trainer.global_step == self._seen:  # the epoch's end saves; no step was made yet
+            return
+        self._seen = trainer.global_step
+        stop, due = self._wishes(trainer)
+        if stop or due:
+            self._save(trainer, pl_module)
+        if stop:
+            raise Stopped(stop, saved=True)
+
+    def _wishes(self, trainer: Trainer) -> tuple[int, bool]:
+        """The signal to obey now (0: none), and whether it is time to save; the same for all processes."""
+        stop = self.interrupts.requested or 0
+        due = time.monotonic() - self._saved_at >= self.every_seconds
+        if trainer.world_size > 1:
+            if trainer.global_step % AGREE:
+                stop, due = 0, False
+            else:
+                both = torch.tensor([stop, due], device=trainer.strategy.root_device)
+                dist.all_reduce(both, dist.ReduceOp.MAX)
+                stop, due = both.tolist()
+        return int(stop), bool(due) or trainer.global_step - self._saved_step >= self.every_steps
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._validated:
-            return
+        epochs = trainer.max_epochs or -1
+        self.finished = trainer.should_stop or trainer.current_epoch + 1 >= epochs > 0
+        better = self._validated and self._compare(trainer)
+        if self._validated or self.finished:
+            self._save(trainer, pl_module, best=better)
         self._validated = False
-        self.steps = trainer.global_step
+        stop = trainer.strategy.reduce_boolean_decision(bool(self.interrupts.requested), all=False)
+        if stop and not self.finished and self._saved_step == trainer.global_step:
+            raise Stopped(self.interrupts.requested or int(signal.SIGTERM), saved=True)
+
+    def _compare(self, trainer: Trainer) -> bool:
+        """Whether this epoch's network is the best so far."""
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         if not math.isfinite(values.get("val/loss", 0.0)):
             raise NonFiniteLossError(
@@ -61,58 +145,60 @@ class Checkpoints(Checkpoint):
         if better:
             self.value, self.epoch, self.step = value, trainer.current_epoch, trainer.global_step
             self.best_values = values
+        return better
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, best: bool = False) -> None:
+        refuse_non_finite(trainer, pl_module)
+        self.steps = trainer.global_step
+        self._random = _of_all(random_state(pl_module.device), trainer.world_size)
+        for logger in trainer.loggers:
+            logger.sync()  # type: ignore[attr-defined]  # all are RunLogs
+            self.rows = logger.count  # type: ignore[attr-defined]
         new = self.folder / ".new.ckpt"
-        trainer.save_checkpoint(new)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(new)
+        except (OSError, RuntimeError) as error:
+            new.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else 0
+            raise CheckpointError(
+                f"The checkpoint of step {self.steps} could not be written to {self.folder} ({error}); "
+                f"{free:,.0f} MB are free there. The one before is whole: make room, and the same command goes on."
+            ) from error
         if trainer.is_global_zero:
             last = self.folder / "last.ckpt"
-            if better:
+            if best:
                 second_name(new, self.folder / "best.ckpt")
             if last.exists():
                 last.replace(self.folder / "previous.ckpt")
             new.replace(last)
+            to_disk(self.folder)
         trainer.strategy.barrier()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "epoch": self.epoch, "step": self.step, "best_values": self.best_values}
+        return {
+            "value": self.value,
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_values": self.best_values,
+            "steps": self.steps,
+            "finished": self.finished,
+            "rows": self.rows,
+            "random": self._random,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.value, self.epoch, self.step = state_dict["value"], state_dict["epoch"], state_dict["step"]
         self.best_values = state_dict["best_values"]
+        self.steps, self.finished, self.rows = state_dict["steps"], state_dict["finished"], state_dict["rows"]
+        self._random = state_dict["random"]
 
 
-def second_name(file: Path, name: Path) -> None:
-    """`name` becomes the same file, or a copy where the file system has no hard links; whole at any moment."""
-    temporary = name.with_name(f".{name.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(file, temporary)
-    except OSError:
-        shutil.copyfile(file, temporary)
-    temporary.replace(name)
-
-
-def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """The module's state from a checkpoint of plain tensors, to predict with: how tasks were weighted in training says
-    nothing about that and is left out.
-
-    Raises:
-        UserError: no such file, not a checkpoint of plain tensors, or one of another configuration.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint. The run may not have finished its first epoch.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise UserError(
-            f"{path}: not a checkpoint of plain tensors ({type(error).__name__}). Nothing in it was run."
-        ) from error
-    own, state = ({k: v for k, v in d.items() if not k.startswith("weighting.")} for d in (module.state_dict(), state))
-    faults = {
-        "missing from it": [k for k in own if k not in state],
-        "not of this network": [k for k in state if k not in own],
-        "of another shape": [k for k in state if k in own and state[k].shape != own[k].shape],
-    }
-    if any(faults.values()):
-        said = "; ".join(f"{len(v)} {what} (first: {', '.join(v[:3])})" for what, v in faults.items() if v)
-        raise UserError(f"{path} is a checkpoint of another configuration. Parameters: {said}.")
-    module.load_state_dict(state, strict=False)
+def _of_all(state: dict[str, Any], world: int) -> list[dict[str, Any]]:
+    """Every process's own, by rank."""
+    if world == 1:
+        return [state]
+    states: list[Any] = [None] * world
+    dist.all_gather_object(states, state)
+    return states

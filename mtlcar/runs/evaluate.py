@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from mtlcar.config import finish, groups, with_defaults
 from mtlcar.errors import UserError
 from mtlcar.runs.check import check
-from mtlcar.runs.launch import find_run
+from mtlcar.sweeps.launch import find_run
 
 
 def stored_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
@@ -64,7 +64,7 @@ def evaluate(run: str, overrides: Sequence[str], *, as_json: bool = False) -> in
     quiet_lightning()
     torch.set_num_threads(cfg.threads)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    values, _, _ = score(cfg, build(cfg), checkpoint, [])
+    values, _, _ = score(cfg, build(cfg), checkpoint)
     metrics = strip(values, "test/")
     if as_json:
         print(json.dumps(metrics, indent=1))

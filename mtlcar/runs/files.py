@@ -15,9 +15,25 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file's content is there also after a power cut: a rename alone may survive one without it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes began to write in a run directory that nobody works in."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"), *folder.glob("checkpoints/.new.ckpt")):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,8 @@ WITHOUT = (
     "logger",
     "sweep",
     "method",
+    "checkpoint",
+    "jobs_per_gpu",
     "hydra",
     "data.root",
     "data.cache",

@@ -1,25 +1,34 @@
 """One run, in its own process: `python -m mtlcar.runs.job RUN_DIR`.
 
 Reads `config.yaml` of the run directory and needs nothing else, so every launcher, a restart and Lightning's DDP
-can run the same command. Exit status: 0 finished, 2 the user can repair it, 1 anything else, 130 interrupted.
+can run the same command. A run that was stopped or killed goes on from its newest good checkpoint.
+
+Exit status: 0 finished, 2 the user can repair it, 1 anything else, 75 another process works in this run directory,
+128 + signal stopped (130 Ctrl-C, 143 SIGTERM).
 """
 
+import contextlib
 import logging
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.errors import UserError
-from mtlcar.runs.files import read_json
+from mtlcar.runs.files import clear_leftovers, read_json, write_text
+from mtlcar.runs.interrupts import INTERRUPTS, Stopped, die_with_parent
+from mtlcar.runs.lease import gpus_wanted, lease
+from mtlcar.runs.lock import Busy, run_lock
 from mtlcar.runs.ranks import is_main_process
-from mtlcar.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from mtlcar.runs.status import Status
 
 log = logging.getLogger("mtlcar")
+BUSY = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def main(run_dir: Path, *, show_traceback: bool = False) -> int:
@@ -27,18 +36,24 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
         print(f"mtlcar: error: {run_dir} is no run directory (no config.yaml in it).", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console_handler()])
-    to_file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.getLogger().addHandler(to_file)
     try:
-        with only_one(run_dir):
-            run(run_dir, OmegaConf.load(run_dir / "config.yaml"))  # type: ignore[arg-type]
-    except (KeyboardInterrupt, SystemExit):  # Lightning ends an interrupted fit with the latter
-        log.error("Interrupted; the same command begins this run again. What was finished stays.")
-        return 130
+        INTERRUPTS.install()
+        die_with_parent()
+        with prepared(run_dir) as cfg:
+            life(run_dir, cfg)
+    except Stopped as stop:
+        saved = "It saved itself and" if stop.saved else "What it had saved before stays; it"
+        if is_main_process():
+            log.error(
+                "Stopped by %s. %s goes on with the same command, or with: mtlcar resume %s", stop, saved, run_dir
+            )
+        return stop.status
+    except Busy as error:
+        print(f"mtlcar: {error}", file=sys.stderr)
+        return BUSY
     except Exception as error:
         user = isinstance(error, UserError)
-        to_file.emit(logging.makeLogRecord({"msg": traceback.format_exc(), "levelname": "ERROR", "name": "mtlcar"}))
+        log.debug("%s", traceback.format_exc())  # into train.log
         print(f"mtlcar: error: {error if user else f'{type(error).__name__}: {error}'}", file=sys.stderr)
         if show_traceback:
             traceback.print_exc()
@@ -48,44 +63,72 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
     return 0
 
 
-@contextmanager
-def only_one(run_dir: Path) -> Iterator[None]:
-    """Two jobs never work in one run directory."""
+@contextlib.contextmanager
+def prepared(run_dir: Path) -> Iterator[DictConfig]:
+    """The run's configuration, while the directory, its log and a GPU are this process's."""
+    with contextlib.ExitStack() as held:
+        held.enter_context(run_lock(run_dir))
+        if is_main_process():
+            clear_leftovers(run_dir)
+        cfg = OmegaConf.load(run_dir / "config.yaml")
+        assert isinstance(cfg, DictConfig)
+        to_file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        logging.getLogger().addHandler(to_file)
+        logging.getLogger("mtlcar").setLevel(logging.DEBUG)
+        wanted = gpus_wanted(cfg.trainer.accelerator, cfg.trainer.devices)
+        held.enter_context(lease(wanted, cfg.get("jobs_per_gpu", 1)))
+        yield cfg
+
+
+def life(run_dir: Path, cfg: DictConfig) -> None:
+    """`run`, with its beginning and its end in status.json."""
     if not is_main_process():
-        yield
+        run(run_dir, cfg)
         return
-    lock = FileLock(run_dir / ".lock")
+    from mtlcar.runs.status import Status
+
+    status = Status(run_dir)
+    status.write()
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"Another process is working in {run_dir}. Wait for it, or stop it, then run again.") from None
-    try:
-        yield
-    finally:
-        lock.release()
+        run(run_dir, cfg, status)
+    except Stopped:
+        status.end("interrupted")
+        raise
+    except BaseException as error:
+        words = str(error).strip().splitlines()
+        status.end("failed", f"{type(error).__name__}: {words[0] if words else ''}")
+        raise
+    status.end("finished")
 
 
 def console_handler() -> logging.Handler:
     """Rich on a terminal; plain lines elsewhere, where its wrapping at 80 columns would only hurt."""
-    if not sys.stderr.isatty():
-        return logging.StreamHandler()
-    from rich.console import Console
-    from rich.logging import RichHandler
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
 
-    return RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    handler.setLevel(logging.INFO)
+    return handler
 
 
-def run(run_dir: Path, cfg: DictConfig) -> None:
+def run(run_dir: Path, cfg: DictConfig, status: "Status | None" = None) -> None:
     """Fit, test the best checkpoint, write metrics, predictions and figures, then DONE."""
     import lightning
     import torch
 
     from mtlcar.build import build, check_parts, make
-    from mtlcar.runs.loggers import finish, update_config
+    from mtlcar.logs.loggers import finish, update_config
+    from mtlcar.runs.checkpoint_files import resume_point
+    from mtlcar.runs.history import log_row
     from mtlcar.runs.memory import keep_freed_memory
+    from mtlcar.runs.names import run_name, wandb_id
     from mtlcar.runs.results import metrics_json, score, write_results
     from mtlcar.runs.search import keep_constants, search
     from mtlcar.runs.training import fit, quiet_lightning, tag_list
+    from mtlcar.tasks import TaskSet
 
     quiet_lightning()
     check_parts(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")))  # before anything is decoded
@@ -95,6 +138,9 @@ def run(run_dir: Path, cfg: DictConfig) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     parts = build(cfg)
+    point, passed_over = resume_point(run_dir / "checkpoints", repair=is_main_process())
+    for words in passed_over:
+        log.warning("%s.", words)
     loggers = make(
         cfg.logger,
         run_dir=run_dir,
@@ -110,41 +156,27 @@ def run(run_dir: Path, cfg: DictConfig) -> None:
         searched = search(cfg, parts, run_dir)
         keep_constants(cfg, parts, run_dir, write=is_main_process())
         update_config(loggers, {"label_transform": OmegaConf.to_container(cfg.label_transform, resolve=True)})
-        timing, checkpoints = fit(cfg, parts, run_dir, loggers)
+        for logger in loggers:
+            logger.resume(0 if point is None else point.own["rows"])
+        if status is not None and point is not None:
+            status.write(resumed_step=point.step, step=point.step, epoch=point.epoch)
+            log.info("going on after step %d (epoch %d) from %s", point.step, point.epoch + 1, point.path.name)
+        timing, checkpoints = fit(cfg, parts, run_dir, loggers, point, [] if status is None else [status])
         timing.search_seconds = searched
-        best = run_dir / "checkpoints" / "best.ckpt"
-        values, predictions, tables = score(cfg, parts, best, loggers, checkpoints.steps)
+        values, predictions, tables = score(cfg, parts, run_dir / "checkpoints" / "best.ckpt")
+        log_row(loggers, values, checkpoints.steps)
         rows = predictions.rows()  # a collective: every process of a job takes part
         if is_main_process():
             result = metrics_json(parts, run_dir, timing, checkpoints, values, tables, loggers, rows)
             write_results(run_dir, parts, result, rows, loggers)
         code = 0
+    except Stopped as stop:
+        code = stop.status
+        raise
     finally:
         finish(loggers, code)
     if is_main_process():
-        (run_dir / "DONE").touch()
-
-
-def run_name(cfg: DictConfig) -> str:
-    """What W&B and the tables call it: the answers that make the run."""
-    if cfg.get("method"):
-        words = (cfg.data.name, cfg.data.split, cfg.backbone.name, cfg.method, cfg.weighting.name, cfg.optimizer.name)
-        return "_".join([*(str(word).replace(" ", "-") for word in words), f"s{cfg.seed}"])
-    parts = [str(cfg[g].name) for g in ("data", "backbone", "architecture", "head", "weighting")]
-    if cfg.label_transform.name != "identity":
-        parts.append(str(cfg.label_transform.name))
-    if cfg.weighting.get("weights"):
-        parts.append("-".join(f"{v:g}" for v in cfg.weighting.weights.values()))
-    if cfg.head.get("dropout"):
-        parts.append(f"p{cfg.head.dropout:g}")
-    return "_".join([*parts, f"s{cfg.seed}"])
-
-
-def wandb_id(cfg: DictConfig, run_dir: Path) -> str:
-    """One id for life: a hash of sweep name and fingerprint (the directory's name)."""
-    import hashlib
-
-    return hashlib.sha256(f"{cfg.sweep}/{run_dir.name}".encode()).hexdigest()[:16]
+        write_text(run_dir / "DONE", "")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ class EpochLines(ProgressBar):
     def disable(self) -> None:
         self._enabled = False
 
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.on_train_epoch_start(trainer)  # Lightning leaves that out when it resumes within an epoch
+
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._began = self._trained = time.perf_counter()
         self._images = 0

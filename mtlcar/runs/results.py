@@ -15,10 +15,11 @@ from torch import Tensor
 
 from mtlcar.architectures.cost import cost, task_costs
 from mtlcar.build import Parts
+from mtlcar.logs.loggers import summarize, wandb_info
 from mtlcar.machine import device_name
-from mtlcar.runs.checkpoints import Checkpoints, load_weights
+from mtlcar.runs.checkpoint_files import load_weights
+from mtlcar.runs.checkpoints import Checkpoints
 from mtlcar.runs.files import read_json, write_json
-from mtlcar.runs.loggers import summarize, wandb_info
 from mtlcar.runs.predictions import PredictionCollector, read_predictions, write_predictions
 from mtlcar.runs.timing import Timing
 from mtlcar.runs.training import make_trainer
@@ -42,17 +43,12 @@ class CollectPredictions(Callback):
 
 
 def score(
-    cfg: DictConfig, parts: Parts, checkpoint: Path, loggers: list[Any], steps: int = 0
+    cfg: DictConfig, parts: Parts, checkpoint: Path
 ) -> tuple[dict[str, float], PredictionCollector, dict[str, Any]]:
-    """Metrics of the test images by the checkpoint's weights, the predictions, and tables per class.
-
-    Args:
-        steps: of the fit before, where the loggers enter the test metrics.
-    """
+    """Metrics of the test images by the checkpoint's weights, the predictions, and tables per class."""
     load_weights(parts.module, checkpoint)
     collector = PredictionCollector(parts.data.tasks)
-    trainer = make_trainer(cfg, [CollectPredictions(collector)], loggers, checkpoint.parent)
-    trainer.fit_loop.epoch_loop._batches_that_stepped = steps  # what a new trainer calls its step when it logs
+    trainer = make_trainer(cfg, [CollectPredictions(collector)], [], checkpoint.parent)
     values = trainer.test(parts.module, datamodule=parts.data, verbose=False, weights_only=True)[0]
     return dict(values), collector, parts.module.test_tables
 
@@ -138,7 +134,7 @@ def write_results(
     run_dir: Path, parts: Parts, result: dict[str, Any], rows: dict[str, np.ndarray], loggers: list[Any]
 ) -> None:
     """predictions.parquet, figures and metrics.json, each whole or absent."""
-    from mtlcar.runs.wandb_media import finish_figures
+    from mtlcar.logs.wandb_media import finish_figures
 
     def gather(rows: Sequence[int]) -> Tensor:
         return parts.data.gather(np.asarray(rows))

@@ -84,30 +84,54 @@ def search(cfg: DictConfig, parts: Parts, run_dir: Path) -> float:
         earlier = read_json(record)
         transform.searched = earlier["searched"]
         return float(earlier["seconds"])
+    earlier = read_json(record) if record.is_file() else {}
+    before, tried = float(earlier.get("seconds", 0.0)), list(earlier.get("trials", []))
     began = time.perf_counter()
     steps = transform.search()
     trial = next(steps, None)
     if trial is None:
         return 0.0
-    _record(run_dir, transform.searched, 0.0)
+    trials: list[dict[str, Any]] = []
+    _record(run_dir, transform.searched, before, tried)
     first = copy.deepcopy(parts.module.state_dict())
     own = {key for key in first if key.startswith("label_transform.")}
     while trial is not None:
-        outcome = _try(cfg, parts, run_dir, trial)
+        outcome = known_outcome(tried, len(trials), trial)
+        if outcome is None:
+            outcome = _try(cfg, parts, run_dir, trial)
+        trials.append(trial_record(trial, outcome))
         parts.module.load_state_dict({**first, **{k: v for k, v in parts.module.state_dict().items() if k in own}})
         try:
             trial = steps.send(outcome)
         except StopIteration:
             trial = None
         finally:
-            seconds = time.perf_counter() - began
-            _record(run_dir, transform.searched, seconds)
+            seconds = before + time.perf_counter() - began
+            _record(run_dir, transform.searched, seconds, [*trials, *tried[len(trials) :]])
     return seconds
 
 
-def _record(run_dir: Path, searched: dict[str, Any], seconds: float) -> None:
+def trial_record(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """What search.json keeps of a training. JSON has no infinity: None."""
+    finite = outcome.gradient if math.isfinite(outcome.gradient) else None
+    metrics = {k: v for k, v in outcome.metrics.items() if math.isfinite(v)}
+    return {"what": repr(trial.what), "epochs": trial.epochs, "gradient": finite, "metrics": metrics}
+
+
+def known_outcome(tried: list[dict[str, Any]], number: int, trial: Trial) -> Outcome | None:
+    """What an earlier session of this run found in its trial of this number, if it was the same one: all that a trial
+    computes is a function of the configuration and the seed."""
+    if number >= len(tried):
+        return None
+    found = tried[number]
+    if (found["what"], found["epochs"]) != (repr(trial.what), trial.epochs):
+        return None
+    return Outcome(math.inf if found["gradient"] is None else found["gradient"], found["metrics"])
+
+
+def _record(run_dir: Path, searched: dict[str, Any], seconds: float, trials: list[dict[str, Any]]) -> None:
     if is_main_process():
-        write_json(run_dir / RECORD, {"searched": searched, "seconds": seconds})
+        write_json(run_dir / RECORD, {"searched": searched, "seconds": seconds, "trials": trials})
 
 
 def _try(cfg: DictConfig, parts: Parts, run_dir: Path, trial: Trial) -> Outcome:

@@ -6,25 +6,38 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+KEPT = 10_000
+"""Latest batch times that the median is of, and that a checkpoint holds."""
+
 
 class Timing(Callback):
     """Seconds of the whole fit, images a second while training (validation not counted), median time of a batch
-    (a step, but for accumulation).
+    (a step, but for accumulation). A resumed run goes on counting; what was lost after its checkpoint is not in it.
 
     Times are the host's; nothing is synchronised, so single steps on a GPU say when work was queued and only their
     sum over an epoch says how long it took.
     """
 
     def __init__(self) -> None:
-        self.fit_seconds = 0.0
         self.search_seconds = 0.0  # of trainings before this one, to choose constants by
         self.epochs = 0
+        self.sessions = 1
         self.images = 0
+        self.training = 0.0  # seconds of all batches
         self.steps: list[float] = []
-        self._fit_start = self._last = 0.0
+        self._before = 0.0  # seconds of earlier sessions
+        self._fit_start: float | None = None
+        self._last = 0.0
+
+    @property
+    def fit_seconds(self) -> float:
+        return self._before + (0.0 if self._fit_start is None else time.perf_counter() - self._fit_start)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_start = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last = time.perf_counter()
@@ -34,18 +47,37 @@ class Timing(Callback):
     ) -> None:
         now = time.perf_counter()
         self.steps.append(now - self._last)
+        self.training += now - self._last
         self._last = now
         self.images += len(batch["index"]) * trainer.world_size
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epochs = trainer.current_epoch + 1
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.fit_seconds = time.perf_counter() - self._fit_start
-        self.epochs = trainer.current_epoch
+        self._before, self._fit_start = self.fit_seconds, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seconds": self.fit_seconds,
+            "epochs": self.epochs,
+            "sessions": self.sessions,
+            "images": self.images,
+            "training": self.training,
+            "steps": self.steps[-KEPT:],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before, self.epochs = state_dict["seconds"], state_dict["epochs"]
+        self.sessions = state_dict["sessions"] + 1
+        self.images, self.training, self.steps = state_dict["images"], state_dict["training"], state_dict["steps"]
 
     def summary(self) -> dict[str, float]:
         return {
             "fit_seconds": round(self.search_seconds + self.fit_seconds, 3),
             "search_seconds": round(self.search_seconds, 3),
+            "sessions": self.sessions,
             "epochs": self.epochs,
-            "train_images_per_second": round(self.images / sum(self.steps), 3) if self.steps else 0.0,
-            "step_ms_median": round(1e3 * statistics.median(self.steps), 3) if self.steps else 0.0,
+            "train_images_per_second": round(self.images / self.training, 3) if self.training else 0.0,
+            "step_ms_median": round(1e3 * statistics.median(self.steps[-KEPT:]), 3) if self.steps else 0.0,
         }

@@ -2,21 +2,24 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.build import Parts, make
 from mtlcar.compiled import compile_network
 from mtlcar.errors import UserError
 from mtlcar.finite import StopOnNonFinite
-from mtlcar.runs.checkpoints import Checkpoints
+from mtlcar.runs.checkpoint_files import ResumePoint
+from mtlcar.runs.checkpoints import Checkpoints, WholeFiles
 from mtlcar.runs.history import History
+from mtlcar.runs.interrupts import INTERRUPTS
 from mtlcar.runs.progress import progress
 from mtlcar.runs.timing import Timing
 
@@ -41,7 +44,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 
 
-def make_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Any], folder: Path) -> Trainer:
+def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: list[Any], folder: Path) -> Trainer:
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator asks for a GPU and there is none. Use trainer=cpu or trainer.accelerator=auto."
@@ -52,14 +55,15 @@ def make_trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Any],
     return Trainer(
         **options,
         precision=precision(cfg),  # type: ignore[arg-type]
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         logger=loggers or False,
         default_root_dir=folder,
         num_sanity_val_steps=0,  # the whole configuration was checked; a first validation costs start-up time
         enable_model_summary=False,
-        enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         use_distributed_sampler=False,
+        plugins=[WholeFiles()],
     )
 
 
@@ -74,17 +78,37 @@ def user_callbacks(cfg: DictConfig, parts: Parts) -> list[Callback]:
     return found
 
 
-def fit(cfg: DictConfig, parts: Parts, run_dir: Path, loggers: list[Any]) -> tuple[Timing, Checkpoints]:
-    """Train to the end. Random numbers start from the seed here, whatever was drawn before."""
+def fit(
+    cfg: DictConfig,
+    parts: Parts,
+    run_dir: Path,
+    loggers: list[Any],
+    point: ResumePoint | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[Timing, Checkpoints]:
+    """Train to the end, from a checkpoint of this run if there is one. Random numbers start from the seed here, or go
+    on from the checkpoint's, whatever was drawn before."""
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     timing = Timing()
-    checkpoints = Checkpoints(run_dir / "checkpoints", parts.monitor, parts.mode)
+    every = cfg.get("checkpoint") or {}
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints",
+        parts.monitor,
+        parts.mode,
+        every_minutes=every.get("every_minutes"),
+        every_steps=every.get("every_steps"),
+    )
+    if point is not None and point.finished:
+        checkpoints.load_state_dict(point.own)
+        timing.load_state_dict(point.callbacks["Timing"])
+        return timing, checkpoints
     callbacks = [
         StopOnNonFinite(cfg.trainer.log_every_n_steps),
         timing,
         History(run_dir / "history.csv"),
         checkpoints,
         progress(),
+        *callbacks,
         *user_callbacks(cfg, parts),
     ]
     trainer = make_trainer(cfg, callbacks, loggers, run_dir)
@@ -98,7 +122,10 @@ def fit(cfg: DictConfig, parts: Parts, run_dir: Path, loggers: list[Any]) -> tup
             parts.module.weighting.name,
             cfg.trainer.accumulate_grad_batches,
         )
-    trainer.fit(parts.module, datamodule=parts.data, weights_only=True)
+    with INTERRUPTS.deferred():
+        trainer.fit(
+            parts.module, datamodule=parts.data, ckpt_path=None if point is None else point.path, weights_only=True
+        )
     return timing, checkpoints
 
 

@@ -12,6 +12,7 @@ from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.runs.files import write_json, write_text
 from mtlcar.runs.fingerprint import fingerprint
+from mtlcar.sweeps.outcomes import is_done
 from mtlcar.tasks import TaskSet
 
 
@@ -31,15 +32,20 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        return (self.directory / "DONE").is_file()
+        return is_done(self.directory)
 
-    def write(self) -> Path:
-        """The directory with what the job needs; an unfinished run's files there are replaced."""
-        write_text(self.directory / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
+    def write(self) -> None:
+        """What the job needs. An unfinished run's files are replaced; the constants that its label transform has found
+        are kept. Whoever calls it holds the directory's lock."""
+        cfg, path = self.cfg.copy(), self.directory / "config.yaml"
+        if path.is_file() and cfg.label_transform.get("constants") is None:
+            earlier = OmegaConf.select(OmegaConf.load(path), "label_transform.constants")
+            if OmegaConf.is_dict(earlier) and earlier.get(FOUND):
+                cfg.label_transform.constants = earlier
         write_text(self.directory / "overrides.txt", "".join(f"{o}\n" for o in self.overrides))
         write_json(self.directory / "tasks.json", self.tasks.to_dict())
         write_json(self.directory / "digests.json", self.digests)
-        return self.directory
+        write_text(path, OmegaConf.to_yaml(cfg, resolve=True))  # last: it makes the directory that of a run
 
 
 class CellMaker:
@@ -49,12 +55,21 @@ class CellMaker:
         self._read: dict[str, tuple[str, TaskSet]] = {}
         self._digests: dict[str, str] = {}
 
-    def make(self, overrides: Sequence[str]) -> Cell:
-        return self.from_config(compose_config(overrides), overrides)
+    def make(self, overrides: Sequence[str], *, threads: int | None = None) -> Cell:
+        return self.from_config(compose_config(overrides), overrides, threads=threads)
 
-    def from_config(self, cfg: DictConfig, overrides: Sequence[str]) -> Cell:
-        """Raises UserError for everything that can be found without building a network (`check_parts` does that)."""
+    def from_config(self, cfg: DictConfig, overrides: Sequence[str], *, threads: int | None = None) -> Cell:
+        """A cell of a composed configuration.
+
+        Args:
+            threads: for `threads: null`; None: this machine's number.
+
+        Raises:
+            UserError: everything that can be found without building a network (`check_parts` does that).
+        """
         try:
+            if cfg.threads is None:
+                cfg.threads = threads
             cfg = finish(cfg)
             OmegaConf.resolve(cfg)
             given = cfg.label_transform.get("constants")

@@ -1,60 +1,106 @@
 """`mtlcar train`: compose and check every cell first, then run each as a process of its own."""
 
-import contextlib
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from mtlcar.config import compose_config, conf_dir, parse
+from mtlcar.config import compose_config, parse
 from mtlcar.errors import UserError
-from mtlcar.runs.cells import Cell, CellMaker
-from mtlcar.runs.files import read_json
+from mtlcar.sweeps.cell_task import MAKER, CellTask
+from mtlcar.sweeps.cells import Cell
+from mtlcar.sweeps.closing import labels_of
+from mtlcar.sweeps.launcher import Hydra
+from mtlcar.sweeps.one_run import BUSY, run_cell
+from mtlcar.sweeps.record import RecordedCell, make_record
+from mtlcar.sweeps.stopping import Stop
+from mtlcar.sweeps.sweep import Planned, carry_out, new_call
 
-FAILED: list[str] = []
-"""Cells that failed in this process, by their overrides, for sweepers that decide their cells as they go."""
-MAKER = CellMaker()
-"""One for the process: a sweep's cells share the annotations that were read to check them."""
+
+def train(
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    show_traceback: bool = False,
+    typed: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> int:
+    """One run or a sweep.
+
+    Args:
+        typed: what the sweep's record keeps, if that is not `overrides`.
+        threads: what `threads: null` means; None: this machine's number.
+
+    Returns:
+        Exit status: 0 all finished, 2 a mistake found before any training, 1 some cell failed, 128 + signal stopped, 75
+        (one run alone) another process works on it.
+    """
+    if multirun:
+        return train_sweep(overrides, overrides if typed is None else typed, threads, show_traceback)
+    sweeping = [o.input_line for o in parse(overrides) if o.is_sweep_override()]
+    if sweeping:
+        raise UserError(f"{sweeping[0]!r} lists several values: use `mtlcar train -m` to run one cell for each.")
+    launcher = [o for o in overrides if o.startswith("hydra/launcher=")]
+    if launcher:
+        raise UserError(f"{launcher[0]} is for sweeps: use `mtlcar train -m`, also for one cell.")
+    cell = MAKER.make(overrides, threads=threads)
+    with Stop() as stop:
+        outcome = run_cell(cell, stop, show_traceback=show_traceback)
+    if outcome.state == "skipped":
+        print(f"finished already: {cell.directory}  ({' '.join(cell.overrides)})")
+        return 0
+    if outcome.exit is None:
+        return stop.status or BUSY
+    return stop.status or (outcome.exit if outcome.exit >= 0 else 128 - outcome.exit)
 
 
-def train(overrides: Sequence[str], *, multirun: bool = False, show_traceback: bool = False) -> int:
-    """Exit status: 0 all finished, 2 a mistake found before any training, 1 some cell failed."""
-    if not multirun:
-        sweeping = [o.input_line for o in parse(overrides) if o.is_sweep_override()]
-        if sweeping:
-            raise UserError(f"{sweeping[0]!r} lists several values: use `mtlcar train -m` to run one cell for each.")
-        cell = MAKER.make(overrides)
-        return run_cell(cell, show_traceback=show_traceback)
-    arguments = sweep_arguments(overrides)
-    if arguments is None:  # a sweeper that decides its cells as it goes
-        FAILED.clear()
-        status = sweep(overrides)
-        for cell_overrides in FAILED:
-            print(f"did not finish: mtlcar train {cell_overrides}")
-        return max(status, 1 if FAILED else 0)
-    cells = [MAKER.make(o) for o in expand(arguments)]
+def train_sweep(
+    overrides: Sequence[str], typed: Sequence[str], threads: int | None = None, show_traceback: bool = False
+) -> int:
+    """The cells that the overrides list, or those that a sweeper chooses as it goes."""
+    threads = threads or cores()  # of this machine, on whichever the cells will run
+    cfg = hydra_config(overrides)
+    if not is_basic(cfg):
+        from mtlcar.sweeps.chosen import chosen_sweep
+
+        return chosen_sweep(overrides, typed, cfg, threads, show_traceback)
+    arguments = with_params(overrides, cfg)
+    cells = [MAKER.make(without_hydra(o), threads=threads) for o in expand(arguments)]
     unique = list({cell.directory: cell for cell in cells}.values())
-    check_all(unique)
+    check_all([cell for cell in unique if not cell.done])
     twins = f" ({len(cells) - len(unique)} more are the same runs)" if len(cells) > len(unique) else ""
-    folder = cells[0].directory.parent
-    print(f"{len(unique)} cells{twins} in {folder}")
-    status = sweep([*arguments, "hydra.sweeper.params=null"])
-    failed = [cell for cell in unique if not cell.done]
-    if failed:
-        print(
-            f"\n{len(failed)} of {len(unique)} cells did not finish; the same command runs them again, or one by one:"
-        )
-        for cell in failed:
-            print(f"  mtlcar train {shlex.join(cell.overrides)}")
-        return max(status, 1)
-    print(f"\nAll {len(unique)} cells are finished. Compare them: mtlcar report {folder}")
+    folders = list(dict.fromkeys(cell.directory.parent for cell in unique))
+    print(f"{len(unique)} cells{twins} in {', '.join(map(str, folders))}")
+    planned = [Planned(cell.id, cell.directory, cell.overrides) for cell in unique]
+    journals = [make_record(typed, folder, recorded(unique), threads).write(folder) for folder in folders]
+    task = CellTask(new_call(), journals[0], show_traceback=show_traceback, threads=threads)
+
+    def work(todo: Sequence[Planned], task: CellTask, stop: Stop) -> None:
+        with Hydra(arguments, folders[0]) as hydra:
+            hydra.launch([cell.overrides for cell in todo], task, stop)
+
+    where = shlex.join(map(str, folders))
+    labels = labels_of({cell.id: cell.overrides for cell in unique})
+    status = carry_out(planned, work, task, labels, go_on=f"mtlcar resume {where}", queued=is_queue(cfg))
+    if status == 0:
+        print(f"Compare them: mtlcar report {where}")
     return status
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def recorded(cells: Sequence[Cell]) -> list[RecordedCell]:
+    from mtlcar.runs.names import run_name
+
+    return [RecordedCell(cell.id, cell.overrides, run_name(cell.cfg)) for cell in cells]
 
 
 def check_all(cells: Sequence[Cell]) -> None:
@@ -63,6 +109,8 @@ def check_all(cells: Sequence[Cell]) -> None:
     Raises:
         UserError: the first cell with a mistake, and the mistake.
     """
+    if not cells:
+        return
     from rich.progress import track
 
     from mtlcar.build import check_parts
@@ -74,16 +122,33 @@ def check_all(cells: Sequence[Cell]) -> None:
             raise UserError(f"{error}\nThis is the cell {shlex.join(cell.overrides)}; nothing was started.") from error
 
 
-def sweep_arguments(overrides: Sequence[str]) -> list[str] | None:
+def hydra_config(overrides: Sequence[str]) -> DictConfig:
+    """The configuration without what is swept, Hydra's own part included."""
+    fixed = [str(o.input_line) for o in parse(overrides) if not o.is_sweep_override()]
+    return compose_config(fixed, with_hydra=True)
+
+
+def is_basic(cfg: DictConfig) -> bool:
+    return bool(cfg.hydra.sweeper._target_.endswith(".BasicSweeper"))
+
+
+def is_queue(cfg: DictConfig) -> bool:
+    """Whether the launcher's jobs go on when the command that queued them ends."""
+    return bool(cfg.hydra.launcher._target_.endswith(".SlurmLauncher"))
+
+
+def with_params(overrides: Sequence[str], cfg: DictConfig) -> list[str]:
     """The overrides, and what the configuration itself sweeps over (`hydra.sweeper.params`) where the command line does
-    not say otherwise; Hydra would run both. None for a sweeper other than Hydra's basic one."""
-    parsed = parse(overrides)
-    cfg = compose_config([str(o.input_line) for o in parsed if not o.is_sweep_override()], with_hydra=True)
-    if not cfg.hydra.sweeper._target_.endswith(".BasicSweeper"):
-        return None
-    given = {o.key_or_group for o in parsed}
-    params = cfg.hydra.sweeper.get("params") or {}
+    not say otherwise."""
+    given = {o.key_or_group for o in parse(overrides)}
+    params: dict[str, Any] = cfg.hydra.sweeper.get("params") or {}
     return [*(f"{k}={v}" for k, v in params.items() if k not in given), *overrides]
+
+
+def sweep_arguments(overrides: Sequence[str]) -> list[str] | None:
+    """`with_params` for Hydra's basic sweeper; None for another."""
+    cfg = hydra_config(overrides)
+    return with_params(overrides, cfg) if is_basic(cfg) else None
 
 
 def expand(arguments: Sequence[str]) -> list[list[str]]:
@@ -99,72 +164,9 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
     return [list(cell) for batch in batches for cell in batch]
 
 
-def sweep(overrides: Sequence[str]) -> int:
-    """Hydra's sweeper and launcher over `launch_cell`."""
-    import hydra
-
-    argv = sys.argv
-    sys.argv = ["mtlcar", "--multirun", *overrides]
-    try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(launch_cell)()
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    finally:
-        sys.argv = argv
-    return 0
-
-
-def launch_cell(cfg: DictConfig) -> float:
-    """What Hydra calls for one cell; never raises, so that one failing cell does not stop a sweep. Returns the best
-    monitored value for sweepers that optimise it (NaN: the cell failed)."""
-    from hydra.core.hydra_config import HydraConfig
-
-    overrides = list(HydraConfig.get().overrides.task)
-    own = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # Hydra's is read-only
-    assert isinstance(own, DictConfig)
-    try:
-        cell = MAKER.from_config(own, overrides)
-        run_cell(cell)
-        value = read_json(cell.directory / "metrics.json")["best"]["value"] if cell.done else None
-    except UserError as error:
-        print(f"mtlcar: error: {error}", file=sys.stderr)
-        value = None
-    if value is None:
-        FAILED.append(shlex.join(overrides))
-    return float("nan") if value is None else float(value)
-
-
-def run_cell(cell: Cell, *, show_traceback: bool = False) -> int:
-    """One cell in a fresh process, unless it is finished already."""
-    if cell.done:
-        print(f"finished already: {cell.directory}  ({' '.join(cell.overrides)})")
-        return 0
-    mine = not cell.directory.exists()
-    directory = cell.write()
-    command = [sys.executable, "-m", "mtlcar.runs.job", str(directory), *(["--traceback"] if show_traceback else [])]
-    print(f"{directory}  ({' '.join(cell.overrides) or 'defaults'})", flush=True)
-    status = wait(subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}))
-    began = any((directory / name).exists() for name in ("checkpoints", "search.json"))
-    if status == 2 and mine and not began:
-        shutil.rmtree(directory)  # a mistake found before training leaves nothing behind
-        for parent in (directory.parent, directory.parent.parent):
-            with contextlib.suppress(OSError):  # other runs are in it
-                parent.rmdir()
-    return status
-
-
-def wait(job: subprocess.Popen[bytes]) -> int:
-    """The job's exit status. Ctrl-C reaches the job as well: it is given the time to end in order."""
-    interrupted = False
-    while True:
-        try:
-            status = job.wait()
-        except KeyboardInterrupt:
-            interrupted = True
-            continue
-        if interrupted:
-            raise KeyboardInterrupt
-        return status
+def without_hydra(overrides: Sequence[str]) -> list[str]:
+    """What is of the run: no launcher, no sweeper."""
+    return [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
 
 
 def find_run(text: str) -> Path:

@@ -1,0 +1,121 @@
+"""Checkpoints as files: which one to go on from, and weights to predict with."""
+
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtlcar.errors import UserError
+
+NEWEST_FIRST = ("last.ckpt", "previous.ckpt", "best.ckpt")
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A whole checkpoint to go on from.
+
+    Attributes:
+        step, epoch: optimizer steps done; the epoch they are in, from 0.
+        callbacks: callback -> its state.
+    """
+
+    path: Path
+    step: int
+    epoch: int
+    callbacks: dict[str, Any]
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The state of `Checkpoints`."""
+        state: dict[str, Any] = self.callbacks["Checkpoints"]
+        return state
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return bool(self.own["finished"])
+
+
+def resume_point(folder: Path, *, repair: bool = True) -> tuple[ResumePoint | None, list[str]]:
+    """The newest good checkpoint of a run, and a sentence for each damaged or foreign one that was passed over.
+
+    One counts only if the best network of its time is there as well: in `best.ckpt`, or because it is that itself,
+    which `repair` makes `best.ckpt` again.
+    """
+    said: list[str] = []
+    best, fault = read_point(folder / "best.ckpt")
+    for name in NEWEST_FIRST:
+        path = folder / name
+        if not path.exists():
+            continue
+        point, fault = read_point(path)
+        if point is None:
+            said.append(f"{name} {fault}")
+            continue
+        if best is None and point.own["step"] >= 0:
+            if point.step != point.own["step"]:
+                said.append(f"{name} needs best.ckpt, which is damaged or gone")
+                continue
+            if repair:
+                second_name(path, folder / "best.ckpt")
+        return point, said
+    return None, said
+
+
+def read_point(path: Path) -> tuple[ResumePoint | None, str]:
+    """A checkpoint's bookkeeping, if all of the file is as it was written; else what is wrong with it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            return None, "is damaged"
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        callbacks = state["callbacks"]
+        own = callbacks["Checkpoints"]
+        if not {"finished", "rows", "random", "step"} <= set(own):
+            return None, "is of an earlier version, which could not go on"
+        return ResumePoint(path, int(state["global_step"]), int(state["epoch"]), callbacks), ""
+    except Exception as error:  # a torn file fails in many ways, a malicious one is refused by weights_only
+        return None, f"cannot be read ({type(error).__name__})"
+
+
+def second_name(file: Path, name: Path) -> None:
+    """`name` becomes the same file, or a copy where the file system has no hard links; whole at any moment."""
+    temporary = name.with_name(f".{name.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)
+    except OSError:
+        shutil.copyfile(file, temporary)
+    temporary.replace(name)
+
+
+def load_weights(module: torch.nn.Module, path: Path) -> None:
+    """The module's state from a checkpoint of plain tensors, to predict with: how tasks were weighted in training says
+    nothing about that and is left out.
+
+    Raises:
+        UserError: no such file, not a checkpoint of plain tensors, or one of another configuration.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint. The run may not have finished its first epoch.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a checkpoint of plain tensors ({type(error).__name__}). Nothing in it was run."
+        ) from error
+    own, state = ({k: v for k, v in d.items() if not k.startswith("weighting.")} for d in (module.state_dict(), state))
+    faults = {
+        "missing from it": [k for k in own if k not in state],
+        "not of this network": [k for k in state if k not in own],
+        "of another shape": [k for k in state if k in own and state[k].shape != own[k].shape],
+    }
+    if any(faults.values()):
+        said = "; ".join(f"{len(v)} {what} (first: {', '.join(v[:3])})" for what, v in faults.items() if v)
+        raise UserError(f"{path} is a checkpoint of another configuration. Parameters: {said}.")
+    module.load_state_dict(state, strict=False)

@@ -1,0 +1,70 @@
+"""status.json: where a run is in its life, for people and for sweeps."""
+
+import datetime
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mtlcar.runs.files import read_json, write_json
+
+NAME = "status.json"
+
+
+class Status(Callback):
+    """Writes RUN_DIR/status.json when a session begins, at every checkpoint, and when it ends.
+
+    Keys: `state` (running, finished, failed, interrupted), `started`, `updated`, `ended` (ISO 8601, UTC, of this
+    session), `pid`, `host`, `sessions` (how often the run was started), `resumed_step` (optimizer step at which this
+    session went on; None: from the start), `step`, `epoch`, `seconds` (wall, this session), `error` (first line). A
+    `running` whose process is gone was killed.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / NAME
+        self._began = time.monotonic()
+        self.values: dict[str, Any] = {
+            "state": "running",
+            "started": now(),
+            "updated": now(),
+            "ended": None,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "sessions": int(read_status(run_dir).get("sessions", 0)) + 1,
+            "resumed_step": None,
+            "step": 0,
+            "epoch": 0,
+            "seconds": 0.0,
+            "error": None,
+        }
+
+    def write(self, **changes: Any) -> None:
+        self.values |= {"updated": now(), "seconds": round(time.monotonic() - self._began, 1), **changes}
+        write_json(self.path, self.values)
+
+    def end(self, state: str, error: str | None = None) -> None:
+        """Never raises: what ended the run is what matters."""
+        try:
+            self.write(state=state, ended=now(), error=error)
+        except OSError:  # a full disk, perhaps the reason
+            return
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            self.write(step=trainer.global_step, epoch=trainer.current_epoch)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """What status.json says; empty where there is none or it is damaged."""
+    try:
+        values = read_json(run_dir / NAME)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,26 @@
+"""The environment of a launcher's workers, and of the job that one of them starts."""
+
+import os
+
+GPUS = "MTLCAR_SWEEP_GPUS"
+"""The sweep's own CUDA_VISIBLE_DEVICES, for workers whose launcher hides all GPUs."""
+
+
+def prepare_launcher() -> None:
+    """Before a launcher starts workers, which inherit this process's environment."""
+    os.environ[GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere that nobody asked for
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of two runs are alike without being the same
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # older Ray hides all GPUs from num_gpus=0
+
+
+def job_environment() -> dict[str, str]:
+    """Of a job's process."""
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "MTLCAR_PARENT": str(os.getpid())}
+    if env.get("SUBMITIT_EXECUTOR") == "local" and GPUS in env:  # submitit hides all GPUs; the lease hands them out
+        env["CUDA_VISIBLE_DEVICES"] = env[GPUS]
+        if env[GPUS] == "all":
+            del env["CUDA_VISIBLE_DEVICES"]
+    if env.get("SLURM_NTASKS") == "1":  # else Lightning takes it for srun's word that a run has one process
+        del env["SLURM_NTASKS"]
+    return env
