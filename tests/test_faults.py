@@ -30,6 +30,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(run: Path) -> tuple[dict[str, Any], float]:
     """What a run that nothing happened to gives, and the seconds it takes."""
+    first = copy_run(run, run.parents[2] / "first")  # starts the process that the others are forked from
+    assert finish(first) == 0, said(first)
     began = time.monotonic()
     directory = copy_run(run, run.parents[2] / "whole")
     assert finish(directory) == 0, said(directory)
@@ -45,7 +47,15 @@ def wait_for(directory: Path, step: int) -> None:
 
 
 def killed_at_random(directory: Path, longest: float, draw: random.Random) -> None:
-    """Start the run, and kill it at some moment of its life; again, until it once ends by itself."""
+    """Start the run, and kill it between two steps that are drawn, then at some moments of its life; again, until it
+    once ends by itself."""
+    process = start(directory)
+    wait_for(directory, draw.randrange(1, STEPS * EPOCHS - 12))
+    process.join(draw.uniform(0, 0.02))
+    assert process.exitcode is None, "it was to be killed while it trains"
+    process.kill()
+    process.join()
+    assert 0 < read_status(directory)["step"] < STEPS * EPOCHS
     for _ in range(50):
         process = start(directory)
         process.join(draw.uniform(0.1, 0.7) * longest)
@@ -134,7 +144,28 @@ def stopped(run: Path, tmp_path: Path) -> Path:
     wait_for(directory, 4 * STEPS + 1)
     process.terminate()
     process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM, said(directory)
     return directory
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(stopped: Path, tmp_path: Path) -> None:
+    config = (stopped / "config.yaml").read_text()
+    (stopped / "config.yaml").write_text(config.replace("dropout: 0.3", "dropout: 0.2"))
+    assert finish(stopped) == 2
+    assert "is of another configuration" in said(stopped)
+    assert sorted(path.name for path in (stopped / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "previous.ckpt",
+    ]
+
+
+def test_a_finished_run_is_left_alone(whole: tuple[dict[str, Any], float], run: Path) -> None:
+    directory = run.parents[2] / "whole"
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name != "train.log"}
+    assert finish(directory) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "finished already" in said(directory)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +228,9 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
             file.write(b"0" * 4096)
     process.join(120)
     assert process.exitcode == 1
+    status = read_status(directory)
+    assert status["state"] == "failed", "also where there is no room to say so"
+    assert "could not be written" in status["error"] or "No space left" in status["error"]
     filler.unlink()
     assert finish(directory) == 0, said(directory)
     assert read_status(directory)["resumed_step"] >= 4

@@ -12,12 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.build import build
 from mtlcar.config import compose_config, finish, groups
+from mtlcar.errors import UserError
 from mtlcar.runs.checkpoint_files import resume_point
 from mtlcar.runs.history import read_history
 from mtlcar.runs.interrupts import INTERRUPTS, Stopped
 from mtlcar.runs.training import fit
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+]
 
 CARS = ("data.makes=2", "data.models_per_make=2", "data.images=72", "data.size=48", "data.image_size=32",
         "data.batch_size=8", "trainer=cpu", "threads=1", "logger=none", "trainer.max_epochs=2",
@@ -53,13 +57,14 @@ class Rows(Logger):
 
 
 class Trouble(Callback):
-    """Asks the run to stop after some step, or lets it die there."""
+    """Asks the run to stop after some step or batch, or lets it die there."""
 
-    def __init__(self, step: int, how: str) -> None:
-        self.step, self.how = step, how
+    def __init__(self, step: int, how: str, *, batches: bool = False) -> None:
+        self.step, self.how, self.batches = step, how, batches
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == self.step:
+        now = trainer.fit_loop.total_batch_idx + 1 if self.batches else trainer.global_step
+        if now == self.step:
             if self.how == "killed":
                 raise RuntimeError("power cut")
             INTERRUPTS.requested = signal.SIGTERM
@@ -90,7 +95,7 @@ def session(cfg: DictConfig, run_dir: Path, rows: Rows, *callbacks: Callback) ->
     point, said = resume_point(run_dir / "checkpoints")
     assert not said
     rows.resume(0 if point is None else point.own["rows"])
-    timing, checkpoints = fit(cfg, parts, run_dir, [rows], point, callbacks)
+    timing, checkpoints = fit(cfg, parts, run_dir, [rows], point, further=callbacks)
     last = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     best = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
     return {
@@ -172,6 +177,44 @@ def test_a_run_may_be_stopped_again_and_again(cache: Path, tmp_path: Path) -> No
 )
 def test_every_kind_of_state_is_in_the_checkpoint(cache: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     check(cache, tmp_path, (2, 4) if "accumulate" in overrides[0] else (4, 7), "told", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("batch", "overrides", "saved"),
+    [
+        (7, ("trainer.accumulate_grad_batches=2",), 4),  # the first half of the second epoch's first step
+        (6, ("trainer.check_val_every_n_epoch=2",), 6),  # the end of an epoch without a validation
+        (1, ("trainer.limit_train_batches=1", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"), 1),
+    ],
+)
+def test_a_stop_is_obeyed_after_a_whole_step_and_no_later(
+    cache: Path, tmp_path: Path, batch: int, overrides: tuple[str, ...], saved: int
+) -> None:
+    cfg = config(cache, *overrides)
+    whole, rows = session(cfg, tmp_path / "whole", Rows()), Rows()
+    with pytest.raises(Stopped):
+        session(cfg, tmp_path / "cut", rows, Trouble(batch, "told", batches=True))
+    INTERRUPTS.requested = None
+    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved
+    resumed = session(cfg, tmp_path / "cut", rows)
+    for found in (whole, resumed):
+        found.pop("sessions")
+    assert_same(resumed, whole)
+
+
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session(config(cache), tmp_path, Rows())
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+    def stale(*args: Any, **options: Any) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(torch, "load", stale)
+    with pytest.raises(UserError, match="cannot be read now"):
+        resume_point(tmp_path / "checkpoints")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
 
 
 @pytest.mark.slow

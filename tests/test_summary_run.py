@@ -72,7 +72,7 @@ def test_the_summary_is_one_wandb_run_however_often_it_is_written(offline: tuple
     exits = [r.exit.exit_code for file in files for r in read_records(file) if r.WhichOneof("record_type") == "exit"]
     assert exits == [0, 0]
     assert "has no summary" not in said
-    assert said.count(f"wandb sync {folder / 'summary' / 'wandb'}") == 2
+    assert said.count(f"wandb sync --include-online {folder / 'summary' / 'wandb'}") == 2
 
 
 def media(offline: tuple[Path, str], pattern: str) -> list[Path]:

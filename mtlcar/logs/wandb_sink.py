@@ -97,7 +97,11 @@ class WandbSink:
         run.define_metric(ROW_STEP, hidden=True)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         self.experiment = run
-        where = run.url if self.mode == "online" else f"offline; upload later with `wandb sync {self.run_dir}/wandb`"
+        where = (
+            run.url
+            if self.mode == "online"
+            else f"offline; upload later with `wandb sync --include-online {self.run_dir}/wandb`"
+        )
         log.info("W&B run %s: %s", self.run_id, where)
 
     def resume(self, rows: Iterable[Row]) -> None:

@@ -41,10 +41,15 @@ class ResumePoint:
 
 
 def resume_point(folder: Path, *, repair: bool = True) -> tuple[ResumePoint | None, list[str]]:
-    """The newest good checkpoint of a run, and a sentence for each damaged or foreign one that was passed over.
+    """The newest good checkpoint of a run, and a sentence for each damaged one that was passed over.
 
-    One counts only if the best network of its time is there as well: in `best.ckpt`, or because it is that itself,
-    which `repair` makes `best.ckpt` again.
+    One counts only if the best network of its time is there as well: in `best.ckpt`, or because it is that itself.
+
+    Args:
+        repair: make it `best.ckpt` again then, and rename what was passed over to `.damaged`.
+
+    Raises:
+        UserError: a file cannot be read now, which says nothing about its content.
     """
     said: list[str] = []
     best, fault = read_point(folder / "best.ckpt")
@@ -55,10 +60,14 @@ def resume_point(folder: Path, *, repair: bool = True) -> tuple[ResumePoint | No
         point, fault = read_point(path)
         if point is None:
             said.append(f"{name} {fault}")
+            if repair:  # out of the way of the names that it would be given next
+                path.replace(path.with_suffix(".damaged"))
             continue
         if best is None and point.own["step"] >= 0:
             if point.step != point.own["step"]:
                 said.append(f"{name} needs best.ckpt, which is damaged or gone")
+                if repair:
+                    path.replace(path.with_suffix(".damaged"))
                 continue
             if repair:
                 second_name(path, folder / "best.ckpt")
@@ -68,6 +77,8 @@ def resume_point(folder: Path, *, repair: bool = True) -> tuple[ResumePoint | No
 
 def read_point(path: Path) -> tuple[ResumePoint | None, str]:
     """A checkpoint's bookkeeping, if all of the file is as it was written; else what is wrong with it."""
+    if not path.exists():
+        return None, "is gone"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -76,9 +87,13 @@ def read_point(path: Path) -> tuple[ResumePoint | None, str]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         callbacks = state["callbacks"]
         own = callbacks["Checkpoints"]
-        if not {"finished", "rows", "random", "step"} <= set(own):
+        if not {"finished", "rows", "random", "step", "run"} <= set(own):
             return None, "is of an earlier version, which could not go on"
         return ResumePoint(path, int(state["global_step"]), int(state["epoch"]), callbacks), ""
+    except (OSError, MemoryError) as error:
+        raise UserError(
+            f"{path} cannot be read now ({error}). Nothing was changed; give the same command again."
+        ) from error
     except Exception as error:  # a torn file fails in many ways, a malicious one is refused by weights_only
         return None, f"cannot be read ({type(error).__name__})"
 

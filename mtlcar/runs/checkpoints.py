@@ -3,8 +3,8 @@
 import logging
 import math
 import shutil
-import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ from mtlcar.runs.randomness import random_state, restore_random_state
 log = logging.getLogger("mtlcar")
 AGREE = 10
 """Steps after which the processes of one job tell each other whether one was told to stop, or it is time to save."""
+
+
+WRITER = ("inline_container", "PytorchStreamWriter")
+"""In the messages of torch's own errors while it writes a file."""
+Saved = Callable[[int, int], None]
 
 
 class CheckpointError(RuntimeError):
@@ -54,6 +59,8 @@ class Checkpoints(Checkpoint):
         folder: where the files go.
         monitor, mode: the metric, `max` or `min`.
         every_minutes, every_steps: None: at the ends of epochs only.
+        run: fingerprint of the run; a checkpoint of another one is refused.
+        saved: called with step and epoch in the main process when a checkpoint is there.
     """
 
     def __init__(
@@ -64,6 +71,8 @@ class Checkpoints(Checkpoint):
         *,
         every_minutes: float | None = None,
         every_steps: int | None = None,
+        run: str = "",
+        saved: Saved | None = None,
         interrupts: Interrupts = INTERRUPTS,
     ) -> None:
         self.folder = folder
@@ -71,6 +80,8 @@ class Checkpoints(Checkpoint):
         self.mode = mode
         self.every_seconds = math.inf if every_minutes is None else 60 * every_minutes
         self.every_steps = math.inf if every_steps is None else every_steps
+        self.run = run
+        self.saved = saved
         self.interrupts = interrupts
         self.value = float("nan")
         self.epoch = -1
@@ -86,26 +97,38 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         self._seen = trainer.global_step
-        self.interrupts.restore()
+        steps = _of_all(trainer.global_step, trainer.world_size)
+        if len(set(steps)) > 1:
+            raise UserError(f"The processes of this job found different checkpoints (steps {steps}): start it again.")
         if len(self._random) == trainer.world_size:
             restore_random_state(self._random[trainer.global_rank], pl_module.device)
+        elif self._random:
+            log.warning(
+                "This run began with %d processes and goes on with %d: its random numbers are others from here on.",
+                len(self._random),
+                trainer.world_size,
+            )
+            torch.manual_seed(torch.initial_seed() + trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.is_last_batch or trainer.global_step == self._seen:  # the epoch's end saves; no step was made yet
+        if trainer.global_step == self._seen:  # between the micro-batches of a step
             return
         self._seen = trainer.global_step
+        if trainer.is_last_batch:  # the epoch's end saves
+            return
         stop, due = self._wishes(trainer)
         if stop or due:
             self._save(trainer, pl_module)
         if stop:
             raise Stopped(stop, saved=True)
 
-    def _wishes(self, trainer: Trainer) -> tuple[int, bool]:
-        """The signal to obey now (0: none), and whether it is time to save; the same for all processes."""
+    def _wishes(self, trainer: Trainer, every: int = AGREE) -> tuple[int, bool]:
+        """The signal to obey now (0: none), and whether it is time to save; the same for all processes, which ask each
+        other after `every` steps."""
         stop = self.interrupts.requested or 0
         due = time.monotonic() - self._saved_at >= self.every_seconds
         if trainer.world_size > 1:
-            if trainer.global_step % AGREE:
+            if trainer.global_step % every:
                 stop, due = 0, False
             else:
                 both = torch.tensor([stop, due], device=trainer.strategy.root_device)
@@ -120,12 +143,12 @@ class Checkpoints(Checkpoint):
         epochs = trainer.max_epochs or -1
         self.finished = trainer.should_stop or trainer.current_epoch + 1 >= epochs > 0
         better = self._validated and self._compare(trainer)
-        if self._validated or self.finished:
+        stop, due = self._wishes(trainer, every=1)
+        if self._validated or self.finished or stop or due:
             self._save(trainer, pl_module, best=better)
         self._validated = False
-        stop = trainer.strategy.reduce_boolean_decision(bool(self.interrupts.requested), all=False)
-        if stop and not self.finished and self._saved_step == trainer.global_step:
-            raise Stopped(self.interrupts.requested or int(signal.SIGTERM), saved=True)
+        if stop and not self.finished:
+            raise Stopped(stop, saved=True)
 
     def _compare(self, trainer: Trainer) -> bool:
         """Whether this epoch's network is the best so far."""
@@ -160,10 +183,15 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(new)
         except (OSError, RuntimeError) as error:
             new.unlink(missing_ok=True)
+            if not isinstance(error, OSError) and not any(word in str(error) for word in WRITER):
+                raise
             free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else 0
+            first = not (self.folder / "last.ckpt").exists()
+            before = "It would have been the first: " if first else "The one before is whole: "
+            reason = str(error) if isinstance(error, OSError) else "torch.save failed"
             raise CheckpointError(
-                f"The checkpoint of step {self.steps} could not be written to {self.folder} ({error}); "
-                f"{free:,.0f} MB are free there. The one before is whole: make room, and the same command goes on."
+                f"The checkpoint of step {self.steps} could not be written to {self.folder} ({reason}); "
+                f"{free:,.1f} MB are free there. {before}make room, and the same command goes on."
             ) from error
         if trainer.is_global_zero:
             last = self.folder / "last.ckpt"
@@ -173,6 +201,8 @@ class Checkpoints(Checkpoint):
                 last.replace(self.folder / "previous.ckpt")
             new.replace(last)
             to_disk(self.folder)
+            if self.saved:
+                self.saved(self.steps, trainer.current_epoch)
         trainer.strategy.barrier()
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
@@ -184,6 +214,7 @@ class Checkpoints(Checkpoint):
             "best_values": self.best_values,
             "steps": self.steps,
             "finished": self.finished,
+            "run": self.run,
             "rows": self.rows,
             "random": self._random,
         }
@@ -195,7 +226,7 @@ class Checkpoints(Checkpoint):
         self._random = state_dict["random"]
 
 
-def _of_all(state: dict[str, Any], world: int) -> list[dict[str, Any]]:
+def _of_all(state: Any, world: int) -> list[Any]:
     """Every process's own, by rank."""
     if world == 1:
         return [state]

@@ -1,11 +1,17 @@
 """Which runs are the same run: a hash of everything in a configuration that can change its result."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from mtlcar.config import FOUND
+from mtlcar.errors import UserError
+from mtlcar.runs.files import read_json
 
 SCHEMA = 1
 """Raised whenever code changes what a configuration computes."""
@@ -36,6 +42,43 @@ def canonical(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     return value
+
+
+def as_given(cfg: DictConfig) -> DictConfig:
+    """A run's configuration without the constants that its label transform has found since it began."""
+    constants = cfg.label_transform.get("constants")
+    if not OmegaConf.is_dict(constants) or FOUND not in constants:
+        return cfg
+    given = copy.deepcopy(cfg)
+    given.label_transform.constants = None
+    return given
+
+
+def digest_of_file(path: Path) -> str:
+    """16 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def refuse_other_content(run_dir: Path, cfg: DictConfig, annotations: str) -> None:
+    """Raises UserError where labels or weights are not those that a run's fingerprint stands for.
+
+    Args:
+        annotations: digest of the labels that were read.
+    """
+    now = {"annotations": annotations}
+    if cfg.backbone.get("weights"):
+        now["weights"] = digest_of_file(Path(cfg.backbone.weights))
+    known = read_json(run_dir / "digests.json")
+    for name, key, place in (
+        ("annotations", "data.root", cfg.data.root),
+        ("weights", "backbone.weights", cfg.backbone.get("weights")),
+    ):
+        if now.get(name) != known.get(name):
+            raise UserError(
+                f"{key}={place} is not what this run began with: other {name} (digest {now.get(name)}, "
+                f"was {known.get(name)}). Give the files back, or begin another run with `mtlcar train`."
+            )
 
 
 def fingerprint(cfg: DictConfig, digests: Mapping[str, str]) -> str:

@@ -1,11 +1,15 @@
 """What a run does when it is told to stop: finish the step, save, end."""
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from mtlcar.runs.ranks import started_by_lightning
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 """Ctrl-C; a shutdown or `kill`; a closed terminal; what Slurm and submitit send before they take a machine away."""
@@ -38,19 +42,13 @@ class Interrupts:
         self.requested: int | None = None
         self._deferred = False
         self._since = 0.0
-        self._numbers: list[int] = []
 
     def install(self) -> None:
         """From the main thread. What the caller made this process ignore (nohup) stays ignored."""
-        numbers = [int(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name)]
-        self._numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-        self.restore()
-
-    def restore(self) -> None:
-        """Take back what somebody else has taken since `install`: Lightning's trainer wraps the handler of SIGTERM, to
-        end without saving, and with a collective of all processes within the handler."""
-        for number in self._numbers:
-            signal.signal(number, self._handle)
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if not self._deferred:
@@ -86,14 +84,16 @@ def say(text: str) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the system send SIGTERM when the process that started this one ends, so that no job of a killed sweep runs
-    on unnoticed. `MTLCAR_PARENT` names it; without that, or elsewhere than on Linux, nothing happens."""
-    import ctypes
-    import sys
-
+    """Have the system end this process with the one that started it: a job of a killed sweep saves itself (SIGTERM),
+    one that Lightning started beside a job's first has nothing to save and would wait for the first for ever (SIGKILL).
+    `MTLCAR_PARENT` names a sweep; elsewhere than on Linux nothing happens."""
     parent = os.environ.pop("MTLCAR_PARENT", "")
-    if not parent.isdecimal() or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(parent):  # it ended before the call
-        raise Stopped(signal.SIGTERM)
+    prctl, death = ctypes.CDLL(None).prctl, 1  # PR_SET_PDEATHSIG
+    if started_by_lightning():
+        prctl(death, int(signal.SIGKILL), 0, 0, 0)
+    elif parent.isdecimal():
+        prctl(death, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != int(parent):  # it ended before the call
+            raise Stopped(signal.SIGTERM)

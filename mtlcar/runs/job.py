@@ -10,10 +10,10 @@ Exit status: 0 finished, 2 the user can repair it, 1 anything else, 75 another p
 import contextlib
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,13 +22,13 @@ from mtlcar.runs.files import clear_leftovers, read_json, write_text
 from mtlcar.runs.interrupts import INTERRUPTS, Stopped, die_with_parent
 from mtlcar.runs.lease import gpus_wanted, lease
 from mtlcar.runs.lock import Busy, run_lock
-from mtlcar.runs.ranks import is_main_process
-
-if TYPE_CHECKING:
-    from mtlcar.runs.status import Status
+from mtlcar.runs.ranks import is_main_process, started_by_lightning
+from mtlcar.runs.status import Status
 
 log = logging.getLogger("mtlcar")
 BUSY = 75  # EX_TEMPFAIL of sysexits.h
+LAST_WORDS = 60.0
+"""Seconds that the first process of a job has to write why it ended, when another one failed."""
 
 
 def main(run_dir: Path, *, show_traceback: bool = False) -> int:
@@ -40,9 +40,14 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
         INTERRUPTS.install()
         die_with_parent()
         with prepared(run_dir) as cfg:
+            if is_main_process() and (run_dir / "DONE").is_file():  # another process finished it meanwhile
+                log.info("finished already: %s", run_dir)
+                return 0
             life(run_dir, cfg)
     except Stopped as stop:
         saved = "It saved itself and" if stop.saved else "What it had saved before stays; it"
+        if started_by_lightning():  # whose observer would kill the first process, which may still be writing
+            return 0
         if is_main_process():
             log.error(
                 "Stopped by %s. %s goes on with the same command, or with: mtlcar resume %s", stop, saved, run_dir
@@ -59,6 +64,8 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
             traceback.print_exc()
         elif not user:
             print(f"The whole story is in {run_dir / 'train.log'}", file=sys.stderr)
+        if started_by_lightning():
+            time.sleep(LAST_WORDS)  # the same; this process ends with the first one, if that has failed too
         return 2 if user else 1
     return 0
 
@@ -76,22 +83,21 @@ def prepared(run_dir: Path) -> Iterator[DictConfig]:
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         logging.getLogger().addHandler(to_file)
         logging.getLogger("mtlcar").setLevel(logging.DEBUG)
-        wanted = gpus_wanted(cfg.trainer.accelerator, cfg.trainer.devices)
-        held.enter_context(lease(wanted, cfg.get("jobs_per_gpu", 1)))
         yield cfg
 
 
 def life(run_dir: Path, cfg: DictConfig) -> None:
-    """`run`, with its beginning and its end in status.json."""
+    """`run` on leased GPUs, with its beginning and its end in status.json."""
+    leased = lease(gpus_wanted(cfg.trainer.accelerator, cfg.trainer.devices), cfg.get("jobs_per_gpu", 1))
     if not is_main_process():
-        run(run_dir, cfg)
+        with leased:
+            run(run_dir, cfg)
         return
-    from mtlcar.runs.status import Status
-
     status = Status(run_dir)
     status.write()
     try:
-        run(run_dir, cfg, status)
+        with leased:
+            run(run_dir, cfg, status)
     except Stopped:
         status.end("interrupted")
         raise
@@ -114,7 +120,7 @@ def console_handler() -> logging.Handler:
     return handler
 
 
-def run(run_dir: Path, cfg: DictConfig, status: "Status | None" = None) -> None:
+def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
     """Fit, test the best checkpoint, write metrics, predictions and figures, then DONE."""
     import lightning
     import torch
@@ -122,6 +128,7 @@ def run(run_dir: Path, cfg: DictConfig, status: "Status | None" = None) -> None:
     from mtlcar.build import build, check_parts, make
     from mtlcar.logs.loggers import finish, update_config
     from mtlcar.runs.checkpoint_files import resume_point
+    from mtlcar.runs.fingerprint import as_given, fingerprint, refuse_other_content
     from mtlcar.runs.history import log_row
     from mtlcar.runs.memory import keep_freed_memory
     from mtlcar.runs.names import run_name, wandb_id
@@ -138,7 +145,14 @@ def run(run_dir: Path, cfg: DictConfig, status: "Status | None" = None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     parts = build(cfg)
+    refuse_other_content(run_dir, cfg, parts.data.annotations.digest())
+    mark = fingerprint(as_given(cfg), read_json(run_dir / "digests.json"))
     point, passed_over = resume_point(run_dir / "checkpoints", repair=is_main_process())
+    if point is not None and point.own["run"] != mark:
+        raise UserError(
+            f"{point.path} is of another configuration or version of mtlcar (run {point.own['run']}, this is {mark}). "
+            f"Train it as a new run, or remove {point.path.parent} to begin this one again."
+        )
     for words in passed_over:
         log.warning("%s.", words)
     loggers = make(
@@ -161,7 +175,8 @@ def run(run_dir: Path, cfg: DictConfig, status: "Status | None" = None) -> None:
         if status is not None and point is not None:
             status.write(resumed_step=point.step, step=point.step, epoch=point.epoch)
             log.info("going on after step %d (epoch %d) from %s", point.step, point.epoch + 1, point.path.name)
-        timing, checkpoints = fit(cfg, parts, run_dir, loggers, point, [] if status is None else [status])
+        saved = None if status is None else status.saved
+        timing, checkpoints = fit(cfg, parts, run_dir, loggers, point, run=mark, saved=saved)
         timing.search_seconds = searched
         values, predictions, tables = score(cfg, parts, run_dir / "checkpoints" / "best.ckpt")
         log_row(loggers, values, checkpoints.steps)

@@ -1,21 +1,20 @@
 """status.json: where a run is in its life, for people and for sweeps."""
 
+import contextlib
 import datetime
+import json
 import os
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
-from mtlcar.runs.files import read_json, write_json
-
-NAME = "status.json"
+from mtlcar.runs.files import write_json
+from mtlcar.runs.status_file import NAME, read_status
 
 
-class Status(Callback):
-    """Writes RUN_DIR/status.json when a session begins, at every checkpoint, and when it ends.
+class Status:
+    """Writes RUN_DIR/status.json when a session begins, after every checkpoint, and when it ends.
 
     Keys: `state` (running, finished, failed, interrupted), `started`, `updated`, `ended` (ISO 8601, UTC, of this
     session), `pid`, `host`, `sessions` (how often the run was started), `resumed_step` (optimizer step at which this
@@ -49,22 +48,16 @@ class Status(Callback):
         """Never raises: what ended the run is what matters."""
         try:
             self.write(state=state, ended=now(), error=error)
-        except OSError:  # a full disk, perhaps the reason
-            return
+        except OSError:  # a full disk, perhaps the reason: the old file's place is still there
+            with contextlib.suppress(OSError), self.path.open("r+", encoding="utf-8") as file:
+                file.write(json.dumps(self.values))
+                file.truncate()
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.is_global_zero:
-            self.write(step=trainer.global_step, epoch=trainer.current_epoch)
+    def saved(self, step: int, epoch: int) -> None:
+        """A checkpoint is there. The disk may have had room for no more."""
+        with contextlib.suppress(OSError):
+            self.write(step=step, epoch=epoch)
 
 
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def read_status(run_dir: Path) -> dict[str, Any]:
-    """What status.json says; empty where there is none or it is damaged."""
-    try:
-        values = read_json(run_dir / NAME)
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -17,7 +17,7 @@ from mtlcar.compiled import compile_network
 from mtlcar.errors import UserError
 from mtlcar.finite import StopOnNonFinite
 from mtlcar.runs.checkpoint_files import ResumePoint
-from mtlcar.runs.checkpoints import Checkpoints, WholeFiles
+from mtlcar.runs.checkpoints import Checkpoints, Saved, WholeFiles
 from mtlcar.runs.history import History
 from mtlcar.runs.interrupts import INTERRUPTS
 from mtlcar.runs.progress import progress
@@ -52,7 +52,7 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: list[A
     options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     for key in NOT_TRAINER:
         options.pop(key, None)
-    return Trainer(
+    trainer = Trainer(
         **options,
         precision=precision(cfg),  # type: ignore[arg-type]
         callbacks=list(callbacks),
@@ -65,6 +65,10 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: list[A
         use_distributed_sampler=False,
         plugins=[WholeFiles()],
     )
+    # Its handler of SIGTERM ends a fit without saving, kills the other processes of the job, and waits for them inside
+    # the handler. `mtlcar.runs.interrupts` has all signals.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def user_callbacks(cfg: DictConfig, parts: Parts) -> list[Callback]:
@@ -84,10 +88,19 @@ def fit(
     run_dir: Path,
     loggers: list[Any],
     point: ResumePoint | None = None,
-    callbacks: Sequence[Callback] = (),
+    *,
+    run: str = "",
+    saved: Saved | None = None,
+    further: Sequence[Callback] = (),
 ) -> tuple[Timing, Checkpoints]:
     """Train to the end, from a checkpoint of this run if there is one. Random numbers start from the seed here, or go
-    on from the checkpoint's, whatever was drawn before."""
+    on from the checkpoint's, whatever was drawn before.
+
+    Args:
+        run: what checkpoints are marked with, the run's fingerprint.
+        saved: called in the main process with step and epoch when a checkpoint is there.
+        further: callbacks before the user's.
+    """
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     timing = Timing()
     every = cfg.get("checkpoint") or {}
@@ -97,6 +110,8 @@ def fit(
         parts.mode,
         every_minutes=every.get("every_minutes"),
         every_steps=every.get("every_steps"),
+        run=run,
+        saved=saved,
     )
     if point is not None and point.finished:
         checkpoints.load_state_dict(point.own)
@@ -108,7 +123,7 @@ def fit(
         History(run_dir / "history.csv"),
         checkpoints,
         progress(),
-        *callbacks,
+        *further,
         *user_callbacks(cfg, parts),
     ]
     trainer = make_trainer(cfg, callbacks, loggers, run_dir)

@@ -1,6 +1,5 @@
 """A cell of a sweep: a composed configuration, its identity, and its directory."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from mtlcar.config import FOUND, compose_config, finish
 from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.runs.files import write_json, write_text
-from mtlcar.runs.fingerprint import fingerprint
+from mtlcar.runs.fingerprint import digest_of_file, fingerprint
 from mtlcar.sweeps.outcomes import is_done
 from mtlcar.tasks import TaskSet
 
@@ -103,6 +102,5 @@ class CellMaker:
         if not path.is_file():
             raise UserError(f"backbone.weights={path}: no such file. Give a safetensors or state_dict file.")
         if str(path) not in self._digests:
-            with path.open("rb") as file:
-                self._digests[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            self._digests[str(path)] = digest_of_file(path)
         return self._digests[str(path)]

@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from mtlcar.listing.life import STATES
 from mtlcar.listing.stored import StoredRun, read
 from mtlcar.report.varied import title
 from mtlcar.runs import flock
+from mtlcar.runs.lock import Busy, holder, run_lock
 from mtlcar.runs.names import run_name, wandb_id
+from mtlcar.sweeps.outcomes import is_done
 
 log = logging.getLogger("mtlcar")
 
 FOLDER = "summary"
 """Below the sweep's folder: W&B's files and the report."""
+WRITTEN = ".written"
+"""In that folder: touched when all was logged."""
 
 
 def summarize_sweep(sweep_dir: Path, cells: Sequence[Path]) -> None:
@@ -44,12 +49,32 @@ def summarize_sweep(sweep_dir: Path, cells: Sequence[Path]) -> None:
         if lock is None:
             return
         try:
+            for cell in cells:
+                mend_cell(cell)
             _log(chosen[0], sweep_dir, folder, len([cell for cell in cells if not cell.exists()]))
+            (folder / WRITTEN).touch()
         finally:
             flock.give(lock)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         log.warning("W&B has no summary of this sweep (%s: %s); its runs are complete.", type(error).__name__, reason)
+
+
+def is_current(sweep_dir: Path, cells: Sequence[Path]) -> bool:
+    """Whether there is a summary, and no cell was finished after it."""
+    written = sweep_dir / FOLDER / WRITTEN
+    done = [cell / "DONE" for cell in cells]
+    last = max((path.stat().st_mtime for path in done if path.exists()), default=0.0)
+    return written.exists() and written.stat().st_mtime >= last
+
+
+def mend_cell(cell: Path) -> None:
+    """`wandb sync` would stop at a file that is torn, of a run that was killed and that nobody goes on with."""
+    from mtlcar.logs.wandb_files import mend, run_files
+
+    if (cell / "wandb").is_dir() and not is_done(cell) and holder(cell) is None:
+        with suppress(Busy), run_lock(cell):
+            mend(run_files(cell))
 
 
 def _read(cell: Path) -> StoredRun | None:
@@ -108,7 +133,7 @@ def _log(like: StoredRun, sweep_dir: Path, folder: Path, absent: int) -> None:
 
 
 def _upload(mode: str, folder: Path) -> str:
-    return f", offline; upload it with `wandb sync {folder / 'wandb'}`" if mode == "offline" else ""
+    return f", offline; upload it with `wandb sync --include-online {folder / 'wandb'}`" if mode == "offline" else ""
 
 
 def _report(runs: Sequence[StoredRun], output: Path) -> Path | None:
