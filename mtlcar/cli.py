@@ -179,9 +179,11 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "train":
         return run_train(args)
     if args.command == "resume":
+        from mtlcar.runs.output import lasting_output
         from mtlcar.sweeps.resume import resume
 
-        return resume(args.overrides, show_traceback=args.traceback)
+        with lasting_output():
+            return resume(args.overrides, show_traceback=args.traceback)
     if args.command == "evaluate":
         from mtlcar.runs.evaluate import evaluate
 
@@ -211,9 +213,11 @@ def run_train(args: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(compose_config(args.overrides)), end="")
         return 0
+    from mtlcar.runs.output import lasting_output
     from mtlcar.sweeps.launch import train
 
-    return train(args.overrides, multirun=args.multirun, show_traceback=args.traceback)
+    with lasting_output():
+        return train(args.overrides, multirun=args.multirun, show_traceback=args.traceback)
 
 
 def run_bench(args: argparse.Namespace) -> int:

@@ -184,10 +184,15 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return {**{str(k): v for k, v in young.items() if k not in ("defaults", "hydra")}, **config}
 
 
+def cores() -> int:
+    """Those of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def finish(cfg: DictConfig) -> DictConfig:
     """Fill what depends on the machine, so that the saved configuration says it: threads, and whole paths."""
     if cfg.threads is None:
-        cfg.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cfg.threads = cores()
     for node, key in ((cfg.paths, "runs"), (cfg.paths, "cache"), (cfg.data, "root"), (cfg.backbone, "weights")):
         if node.get(key) is not None:
             node[key] = str(Path(node[key]).expanduser().resolve())

@@ -151,6 +151,14 @@ def test_an_unfinished_run_shows_how_far_it_is(tmp_path: Path) -> None:
     assert find([tmp_path]).runs[0].best == 0.25
 
 
+def test_long_filters_and_damaged_versions_are_no_crash(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cells(capsys, str(three), f"seed={','.join('1' * 400)}")
+    first, second = sorted((three / "first").iterdir())
+    metrics = json.loads((first / "metrics.json").read_text())
+    (first / "metrics.json").write_text(json.dumps(metrics | {"versions": ["torch"]}))
+    assert lines(capsys, "diff", str(first), str(second))
+
+
 def test_damaged_runs_are_named_and_foreign_folders_passed_over(
     three: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

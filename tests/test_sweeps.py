@@ -1,10 +1,11 @@
 """A sweep as its user meets it: killed, interrupted, given twice, moved; its table, its exit status, its record.
 
-The jobs are stubs (`sweep_stubs`): they take the run directory's lock, count steps in a file and go on.
+The jobs are stubs (`sweep_stubs`): they take the run directory's lock, count steps and go on.
 """
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -64,12 +65,13 @@ def test_a_sweep_killed_three_times_finishes_each_cell_once(place: Place, seeds:
 
 def test_two_identical_sweeps_at_once_share_the_cells(place: Place) -> None:
     command = place.sweep("architecture=single,cascade", "seed=0,1")
-    both = [place.start(*command, STUB_SECONDS="0.2") for _ in range(2)]
+    both = [place.start(*command, STUB_SECONDS="1", STUB_STEPS="1") for _ in range(2)]
     texts = [parent.ended() for parent in both]
     assert len(place.done()) == 4
     assert all(place.ledger()[f"began {name}"] == 1 for name in place.done()), "each was trained by one of them"
     assert all("4 cells: " in text and "finished by another process" in text for text in texts)
-    assert sum(text.count("] finished ") for text in texts) == 8
+    before = sum(int(found) for text in texts for found in re.findall(r"(\d) of 4 cells were finished before", text))
+    assert before + sum(text.count("] finished ") for text in texts) == 8
     assert len(records(place.runs / "a")) == 1
 
 
@@ -89,7 +91,7 @@ def test_a_cell_that_another_sweep_leaves_unfinished_is_taken_over(place: Place)
     ("signum", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_an_interrupt_reaches_the_job_and_stops_the_sweep(place: Place, signum: int, status: int) -> None:
-    parent = place.start(*place.sweep("seed=0,1,2"), STUB_SECONDS="0.2")
+    parent = place.start(*place.sweep("seed=0,1,2"), STUB_SECONDS="1")
     place.until("step", 1)
     parent.tell(signum)
     text = parent.ended(status)
@@ -103,8 +105,16 @@ def test_an_interrupt_reaches_the_job_and_stops_the_sweep(place: Place, signum: 
     assert place.count("finished") == 3
 
 
+def test_a_sweep_outlives_what_it_prints_to(place: Place) -> None:
+    environment = {"STUB_JOB": str(place.job)}
+    words = place.sweep("seed=0,1")
+    pid = place.server.ask(words=words, environment=environment, out="/dev/full", cwd=str(place.folder))
+    assert place.server.ask(wait=pid) == 0
+    assert len(place.done()) == 2
+
+
 def test_an_interrupted_job_alone_does_not_stop_the_sweep(place: Place) -> None:
-    parent = place.start(*place.sweep("seed=0,1"), STUB_SECONDS="0.2")
+    parent = place.start(*place.sweep("seed=0,1"), STUB_SECONDS="0.5")
     place.until("step", 1)
     (owner,) = (place.runs / "a").glob("*/.owner")
     os.kill(json.loads(owner.read_text())["pid"], signal.SIGTERM)

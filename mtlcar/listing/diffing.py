@@ -10,7 +10,7 @@ from rich.console import Console
 from mtlcar.errors import UserError
 from mtlcar.listing.differences import ABSENT, Difference, remarks, settings_differences, unmatched
 from mtlcar.listing.finding import find_run
-from mtlcar.listing.stored import StoredRun, lower_is_better
+from mtlcar.listing.stored import StoredRun, lower_is_better, mapping
 from mtlcar.listing.tables import notice, number, print_table
 from mtlcar.report.varied import NONE, title
 
@@ -100,8 +100,8 @@ def difference_text(metric: str, value: float) -> str:
 
 def versions(runs: Sequence[StoredRun]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the packages of which runs had different versions."""
-    found = [run.metrics.get("versions") or {} for run in runs]
-    names = sorted({name for own in found if own for name in own})
+    found = [mapping(run.metrics, "versions") for run in runs]
+    names = sorted({name for own in found for name in own})
     rows = [[name, *(str(own.get(name, NONE)) for own in found)] for name in names]
     return ["package", *letters(runs)], [row for row in rows if len(set(row[1:]) - {NONE}) > 1]
 

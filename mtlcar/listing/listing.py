@@ -1,6 +1,7 @@
 """`mtlcar runs list`: one line a run, with the settings that tell the runs apart."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def command(
     markdown: bool = False,
 ) -> int:
     """Print the runs below the folders in `words` (default: `runs`) that its `key=value` words let through."""
-    filters = [word for word in words if "=" in word and not Path(word).is_dir()]
+    filters = [word for word in words if "=" in word and not os.path.isdir(word)]  # noqa: PTH112 - Path's raises for long ones
     folders = [Path(word) for word in words if word not in filters] or [Path("runs")]
     found = find(folders)
     refuse_unknown(found.runs, filters)

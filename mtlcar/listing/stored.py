@@ -78,7 +78,7 @@ class StoredRun:
     @property
     def epochs_done(self) -> int | None:
         """Whole epochs trained; None where nothing says it."""
-        done = _mapping(self.metrics, "timing").get("epochs")
+        done = mapping(self.metrics, "timing").get("epochs")
         if isinstance(done, int):
             return done
         with contextlib.suppress(IndexError, KeyError, TypeError, ValueError):
@@ -88,13 +88,13 @@ class StoredRun:
     @property
     def epochs(self) -> int | None:
         """Epochs asked for."""
-        found = _mapping(self.config, "trainer").get("max_epochs")
+        found = mapping(self.config, "trainer").get("max_epochs")
         return found if isinstance(found, int) and found >= 0 else None
 
     @property
     def monitor(self) -> str | None:
         """The metric that picks the best checkpoint, as `mtlcar.build.resolve_monitor` finds it."""
-        named = _mapping(self.metrics, "best").get("monitor") or self.config.get("monitor")
+        named = mapping(self.metrics, "best").get("monitor") or self.config.get("monitor")
         if named or self.tasks is None:
             return str(named) if named else None
         finest = self.tasks.finest()
@@ -103,7 +103,7 @@ class StoredRun:
     @property
     def best(self) -> float | None:
         """Best value of the monitored metric so far."""
-        if isinstance(value := _mapping(self.metrics, "best").get("value"), int | float):
+        if isinstance(value := mapping(self.metrics, "best").get("value"), int | float):
             return float(value)
         numbers = []
         for row in self.history:
@@ -123,9 +123,9 @@ class StoredRun:
     @property
     def numbers(self) -> dict[str, float]:
         """`val/...`, `test/...`, `parameters` and `fit_seconds` of a finished run."""
-        found = {f"{part}/{k}": v for part in ("val", "test") for k, v in _mapping(self.metrics, part).items()}
-        found["parameters"] = _mapping(self.metrics, "cost").get("parameters")
-        found["fit_seconds"] = _mapping(self.metrics, "timing").get("fit_seconds")
+        found = {f"{part}/{k}": v for part in ("val", "test") for k, v in mapping(self.metrics, part).items()}
+        found["parameters"] = mapping(self.metrics, "cost").get("parameters")
+        found["fit_seconds"] = mapping(self.metrics, "timing").get("fit_seconds")
         return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
 
     @property
@@ -161,7 +161,7 @@ def lower_is_better(metric: str) -> bool:
     )
 
 
-def _mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = parent.get(key)
     return found if isinstance(found, Mapping) else {}
 

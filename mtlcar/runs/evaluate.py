@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.config import finish, groups, with_defaults
 from mtlcar.errors import UserError
+from mtlcar.listing.finding import find_run
 from mtlcar.runs.check import check
-from mtlcar.sweeps.launch import find_run
 
 
 def stored_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
@@ -53,7 +53,7 @@ def evaluate(run: str, overrides: Sequence[str], *, as_json: bool = False) -> in
     from mtlcar.runs.results import score, strip
     from mtlcar.runs.training import quiet_lightning
 
-    run_dir = find_run(run)
+    run_dir = find_run(run).directory
     cfg = stored_config(run_dir, overrides)
     cfg = without_weights(cfg)  # the checkpoint has them
     cfg.trainer.update({"devices": 1, "strategy": "auto"})

@@ -22,6 +22,7 @@ from mtlcar.runs.files import clear_leftovers, read_json, write_text
 from mtlcar.runs.interrupts import INTERRUPTS, Stopped, die_with_parent
 from mtlcar.runs.lease import gpus_wanted, lease
 from mtlcar.runs.lock import Busy, run_lock
+from mtlcar.runs.output import lasting_output
 from mtlcar.runs.ranks import is_main_process, started_by_lightning
 from mtlcar.runs.status import Status
 
@@ -39,7 +40,7 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
     try:
         INTERRUPTS.install()
         die_with_parent()
-        with prepared(run_dir) as cfg:
+        with lasting_output(), prepared(run_dir) as cfg:
             if is_main_process() and (run_dir / "DONE").is_file():  # another process finished it meanwhile
                 log.info("finished already: %s", run_dir)
                 return 0

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mtlcar.runs.files import write_json
-from mtlcar.runs.status_file import NAME, read_status
+from mtlcar.runs.files import read_json, write_json
+
+NAME = "status.json"
 
 
 class Status:
@@ -61,3 +62,12 @@ class Status:
 
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """What status.json says; empty where there is none or it is damaged."""
+    try:
+        values = read_json(run_dir / NAME)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -3,17 +3,20 @@
 import hashlib
 import os
 import shlex
+import signal
 import socket
 import sys
-import time
+import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.errors import UserError
-from mtlcar.runs.lock import holder
+from mtlcar.runs.lock import wait_until_free
+from mtlcar.runs.output import lasting_output
 from mtlcar.sweeps.cells import Cell, CellMaker
 from mtlcar.sweeps.one_run import run_cell
 from mtlcar.sweeps.outcomes import Journal, Outcome
@@ -37,7 +40,7 @@ class CellTask:
         call: which call of a sweep command this is.
         journal: file that outcomes are written to.
         answers: the sweeper optimises what the task returns: a cell that another process works on is waited for, and
-            one that fails raises.
+            one without a value raises.
         threads: what `threads: null` means; the parent's number, or the cells would be others on another machine.
         cwd: the parent's, for relative paths.
     """
@@ -55,8 +58,21 @@ class CellTask:
     def flag(self) -> Path:
         return self.journal.with_name(f".stop-{self.call}")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker, which a terminal's signals reach too: an exception there would have the launcher kill all its
+        workers and their jobs. The flag tells it to stop."""
+        self.__dict__.update(state)
+        if self.call not in HERE and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    signal.signal(number, lambda *_: None)  # the job would inherit SIG_IGN
+
     def __call__(self, cfg: DictConfig) -> float:
         """Returns the best monitored value, NaN where there is none."""
+        with lasting_output():
+            return self.value_of(cfg)
+
+    def value_of(self, cfg: DictConfig) -> float:
         from hydra.core.hydra_config import HydraConfig
 
         if os.getcwd() != self.cwd and Path(self.cwd).is_dir():  # noqa: PTH109
@@ -78,8 +94,8 @@ class CellTask:
         Journal(self.journal, self.call).add("ended", outcome)
         if outcome.value is not None and outcome.ended_well:
             return outcome.value
-        if self.answers and outcome.state == "failed":
-            raise CellFailedError(outcome.error)
+        if self.answers and outcome.state != "unstarted":  # that is a stop's; no sweeper takes NaN
+            raise CellFailedError(outcome.error or f"{outcome.state}, no value")
         return float("nan")
 
     def work(self, cell: Cell) -> Outcome:
@@ -96,14 +112,9 @@ class CellTask:
                 )
                 if not (self.answers and outcome.state == "elsewhere") or stop.requested:
                     return outcome
-                wait_for(cell.directory, stop)
-
-
-def wait_for(directory: Path, stop: Stop, poll: float = 1.0) -> None:
-    """Until no other process works in the directory, or a stop."""
-    time.sleep(poll)
-    while holder(directory) is not None and not stop.requested:
-        time.sleep(poll)
+                for _ in wait_until_free(cell.directory, poll=1.0):
+                    if stop.requested:
+                        break
 
 
 def unnamed(overrides: tuple[str, ...]) -> str:

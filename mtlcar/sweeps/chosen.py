@@ -8,21 +8,26 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mtlcar.config import parse
+from mtlcar.runs.job import BUSY
 from mtlcar.runs.lock import Busy
 from mtlcar.sweeps.cell_task import HERE, CellTask
 from mtlcar.sweeps.closing import print_closing
 from mtlcar.sweeps.launcher import Hydra
-from mtlcar.sweeps.one_run import BUSY
 from mtlcar.sweeps.optuna_study import OptunaStudy
 from mtlcar.sweeps.outcomes import Journal, Outcome
 from mtlcar.sweeps.progress import SweepProgress
-from mtlcar.sweeps.record import make_record
+from mtlcar.sweeps.record import fingerprints, make_record
 from mtlcar.sweeps.stopping import Stop
 from mtlcar.sweeps.sweep import ended_as, new_call, survived, wrap_up
 
 
 def chosen_sweep(
-    overrides: Sequence[str], typed: Sequence[str], cfg: DictConfig, threads: int, show_traceback: bool
+    overrides: Sequence[str],
+    typed: Sequence[str],
+    cfg: DictConfig,
+    threads: int,
+    show_traceback: bool,
+    resumed: bool = False,
 ) -> int:
     """Exit status 0, 1 some cell failed, 75 the same study is under way elsewhere, 128 + signal stopped.
 
@@ -42,10 +47,10 @@ def chosen_sweep(
             study.put_in_order()
         journal = make_record(typed, folder, [], threads).write(folder)
         task = CellTask(new_call(), journal, answers=True, show_traceback=show_traceback, threads=threads)
-        return _sweep(overrides, folder, study, task)
+        return _sweep(overrides, folder, study, task, resumed)
 
 
-def _sweep(overrides: Sequence[str], folder: Path, study: OptunaStudy | None, task: CellTask) -> int:
+def _sweep(overrides: Sequence[str], folder: Path, study: OptunaStudy | None, task: CellTask, resumed: bool) -> int:
     fixed = {str(o.input_line) for o in parse(overrides) if not o.is_sweep_override()}
 
     def label(outcome: Outcome) -> str:
@@ -64,14 +69,13 @@ def _sweep(overrides: Sequence[str], folder: Path, study: OptunaStudy | None, ta
             finally:
                 del HERE[task.call]
         outcomes = [ended_as(o, progress) for o in progress.begun]
-        if not stop.status and outcomes:
-            wrap_up([Path(o.directory) for o in outcomes if o.directory])
-        print_closing(outcomes, {o.cell: label(o) for o in outcomes}, stopped=bool(stop.status))
+        labels = {o.key: label(o) for o in outcomes}
+        print_closing(outcomes, labels, stopped=bool(stop.status), resumed=resumed, threads=task.threads)
     if study is not None:
         study.report()
-    if not left:
-        return 0
-    if stop.status:
+    if left and stop.status:
         print(f"Stopped. The same command goes on, or: mtlcar resume {shlex.quote(str(folder))}")
         return stop.status
-    return 0 if not broken and all(o.ended_well for o in outcomes) else 1
+    cells = [folder / name for name in fingerprints(task.journal.with_suffix(".json"))]
+    wrap_up([cell for cell in cells if cell.is_dir()], if_missing=not left)
+    return 0 if not left or (not broken and all(o.ended_well for o in outcomes)) else 1

@@ -3,8 +3,10 @@
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mtlcar.listing.tables import number, print_table, seconds_text
+from mtlcar.sweeps.launcher import quoted
 from mtlcar.sweeps.outcomes import Outcome
 
 ORDER = ("finished", "joined", "skipped", "failed", "lost", "interrupted", "elsewhere", "unstarted")
@@ -19,17 +21,26 @@ AGAIN = ("failed", "lost", "interrupted")
 """What a command is printed for."""
 
 
-def print_closing(outcomes: Sequence[Outcome], labels: Mapping[str, str], *, stopped: bool = False) -> None:
+def print_closing(
+    outcomes: Sequence[Outcome],
+    labels: Mapping[str, str],
+    *,
+    stopped: bool = False,
+    resumed: bool = False,
+    threads: int | None = None,
+) -> None:
     """A row for each cell that something became of in this call, the counts, and commands for what did not finish.
 
     Args:
+        labels: `Outcome.key` -> what tells the cell from the others.
         stopped: the whole sweep was, and goes on as a whole.
+        resumed, threads: see `rerun`.
     """
     shown = [o for o in outcomes if o.state not in ("skipped", "unstarted")]
     print()
     if shown:
         rows = [
-            (o.cell, labels.get(o.cell, ""), WORDS.get(o.state, o.state), origin(o), result(o), time_of(o))
+            (o.cell, labels.get(o.key, ""), WORDS.get(o.state, o.state), origin(o), result(o), time_of(o))
             for o in shown
         ]
         kept = [i for i in range(6) if i in (0, 2) or any(row[i] for row in rows)]
@@ -37,10 +48,10 @@ def print_closing(outcomes: Sequence[Outcome], labels: Mapping[str, str], *, sto
         print_table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], whole=(0,))
         print()
     counts = Counter(o.state for o in outcomes)
-    resumed = sum(o.state == "finished" and o.resumed_step is not None for o in outcomes)
+    gone_on = sum(o.state == "finished" and o.resumed_step is not None for o in outcomes)
     words = [f"{counts[state]} {WORDS.get(state, state)}" for state in ORDER if counts[state]]
-    if resumed:
-        words[0] += f" ({resumed} of them resumed)"
+    if gone_on:
+        words[0] += f" ({gone_on} of them resumed)"
     print(f"{len(outcomes)} cell{'s' * (len(outcomes) != 1)}: {', '.join(words)}.")
     open_ = [o for o in outcomes if not o.ended_well]
     again = [o for o in open_ if o.state in AGAIN and not (stopped and o.state == "interrupted")]
@@ -49,12 +60,23 @@ def print_closing(outcomes: Sequence[Outcome], labels: Mapping[str, str], *, sto
     for outcome in again:
         if outcome.error:
             print(f"  {outcome.cell}: {outcome.error}")
-        print(f"  {rerun(outcome)}")
+        print(f"  {rerun(outcome, resumed=resumed, threads=threads)}")
 
 
-def rerun(outcome: Outcome) -> str:
-    """The command that runs this cell alone."""
-    return f"mtlcar train {shlex.join(outcome.overrides)}".rstrip()
+def rerun(outcome: Outcome, *, resumed: bool = False, threads: int | None = None) -> str:
+    """The command that runs this cell alone.
+
+    Args:
+        resumed: the sweep was begun elsewhere, perhaps on another machine, so that the overrides alone lead elsewhere.
+        threads: what `threads: null` meant there.
+    """
+    overrides, directory = list(outcome.overrides), Path(outcome.directory)
+    if resumed and outcome.directory:
+        if (directory / "config.yaml").is_file():
+            return f"mtlcar resume {shlex.quote(outcome.directory)}"
+        overrides = [*([] if threads is None else [f"threads={threads}"]), *overrides]
+        overrides.append(f"paths.runs={quoted(str(directory.parent.parent))}")
+    return f"mtlcar train {shlex.join(overrides)}".rstrip()
 
 
 def origin(outcome: Outcome) -> str:

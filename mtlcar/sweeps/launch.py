@@ -1,22 +1,20 @@
 """`mtlcar train`: compose and check every cell first, then run each as a process of its own."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from mtlcar.config import compose_config, parse
+from mtlcar.config import compose_config, cores, parse
 from mtlcar.errors import UserError
+from mtlcar.runs.job import BUSY
 from mtlcar.sweeps.cell_task import MAKER, CellTask
 from mtlcar.sweeps.cells import Cell
-from mtlcar.sweeps.closing import labels_of
 from mtlcar.sweeps.launcher import Hydra
-from mtlcar.sweeps.one_run import BUSY, run_cell
+from mtlcar.sweeps.one_run import run_cell
 from mtlcar.sweeps.record import RecordedCell, make_record
 from mtlcar.sweeps.stopping import Stop
 from mtlcar.sweeps.sweep import Planned, carry_out, new_call
@@ -56,19 +54,22 @@ def train(
         return 0
     if outcome.exit is None:
         return stop.status or BUSY
-    return stop.status or (outcome.exit if outcome.exit >= 0 else 128 - outcome.exit)
+    if outcome.exit < 0:
+        return stop.status or 128 - outcome.exit
+    return stop.status or outcome.exit or (0 if outcome.ended_well else 1)
 
 
 def train_sweep(
     overrides: Sequence[str], typed: Sequence[str], threads: int | None = None, show_traceback: bool = False
 ) -> int:
     """The cells that the overrides list, or those that a sweeper chooses as it goes."""
+    resumed = threads is not None  # from where it was begun
     threads = threads or cores()  # of this machine, on whichever the cells will run
     cfg = hydra_config(overrides)
     if not is_basic(cfg):
         from mtlcar.sweeps.chosen import chosen_sweep
 
-        return chosen_sweep(overrides, typed, cfg, threads, show_traceback)
+        return chosen_sweep(overrides, typed, cfg, threads, show_traceback, resumed)
     arguments = with_params(overrides, cfg)
     cells = [MAKER.make(without_hydra(o), threads=threads) for o in expand(arguments)]
     unique = list({cell.directory: cell for cell in cells}.values())
@@ -85,16 +86,10 @@ def train_sweep(
             hydra.launch([cell.overrides for cell in todo], task, stop)
 
     where = shlex.join(map(str, folders))
-    labels = labels_of({cell.id: cell.overrides for cell in unique})
-    status = carry_out(planned, work, task, labels, go_on=f"mtlcar resume {where}", queued=is_queue(cfg))
+    status = carry_out(planned, work, task, go_on=f"mtlcar resume {where}", queued=is_queue(cfg), resumed=resumed)
     if status == 0:
         print(f"Compare them: mtlcar report {where}")
     return status
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recorded(cells: Sequence[Cell]) -> list[RecordedCell]:
@@ -167,17 +162,3 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
 def without_hydra(overrides: Sequence[str]) -> list[str]:
     """What is of the run: no launcher, no sweeper."""
     return [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
-
-
-def find_run(text: str) -> Path:
-    """A run directory from what a user typed.
-
-    Raises:
-        UserError: no such run.
-    """
-    path = Path(text)
-    if not (path / "config.yaml").is_file():
-        inside = [str(p.parent) for p in sorted(path.glob("*/config.yaml"))][:5] if path.is_dir() else []
-        hint = f" Runs below it: {', '.join(inside)}." if inside else ""
-        raise UserError(f"{text} is no run directory (no config.yaml in it).{hint}")
-    return path

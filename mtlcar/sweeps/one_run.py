@@ -11,21 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtlcar.errors import UserError
-from mtlcar.runs.interrupts import SIGNALS
+from mtlcar.runs.job import BUSY
 from mtlcar.runs.lock import Busy, run_lock
 from mtlcar.runs.ranks import is_main_process
+from mtlcar.runs.status import read_status
 from mtlcar.sweeps.cells import Cell
-from mtlcar.sweeps.outcomes import Outcome, is_done, read_status
-from mtlcar.sweeps.stopping import Stop
+from mtlcar.sweeps.outcomes import Outcome, is_done
+from mtlcar.sweeps.stopping import SIGNALS, Stop
 from mtlcar.sweeps.worker import job_environment
 
-BUSY = 75
-"""The job's exit status where another process works in its directory."""
 JOINING = 600.0
 """Seconds that a further machine's process of a run waits for the first one to write the run directory."""
 POLL = 0.25
 """Seconds between two looks at the job and at what may stop it."""
-TELLS = {128 + getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+TELLS = {128 + number for number in SIGNALS}
 """Exit statuses of a job that was told to stop."""
 
 Started = Callable[[Outcome], None]

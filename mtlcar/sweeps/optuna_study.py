@@ -16,6 +16,7 @@ from mtlcar.listing.tables import number
 from mtlcar.runs.lock import run_lock
 from mtlcar.sweeps.cell_task import MAKER
 from mtlcar.sweeps.launcher import quoted
+from mtlcar.sweeps.record import without_password
 
 PLUGIN = {"n_jobs": 2, "max_failure_rate": 0.0}
 """What the plugin's configuration says where nobody chose."""
@@ -41,7 +42,7 @@ class OptunaStudy:
     def __init__(self, overrides: Sequence[str], cfg: DictConfig, folder: Path) -> None:
         self.sweeper, self.folder = cfg.hydra.sweeper, folder
         self.typed = {o.key_or_group for o in parse(overrides)}
-        self.name = self.sweeper.study_name or study_name(overrides)
+        self.name = self.sweeper.study_name or study_name(overrides, folder if self.sweeper.storage else None)
         self.storage = self.sweeper.storage or f"sqlite:///{folder / 'optuna.db'}"
         self.shared = self.sweeper.study_name is not None and self.sweeper.storage is not None
         self.direction = self._direction(overrides, cfg)
@@ -80,9 +81,10 @@ class OptunaStudy:
             study = optuna.create_study(
                 study_name=self.name, storage=storage, direction=self.direction, load_if_exists=True
             )
-        if study.direction.name.lower() != self.direction:
+        begun = study.direction.name.lower()
+        if begun != self.direction:
             raise UserError(
-                f"The study {self.name} in {self.storage} was begun with direction {study.direction.name.lower()}, and "
+                f"The study {self.name} in {without_password(str(self.storage))} was begun with direction {begun}, and "
                 f"this command asks for {self.direction}. Give it another name: hydra.sweeper.study_name=NAME."
             )
         return study
@@ -172,12 +174,17 @@ class OptunaStudy:
         return direction
 
 
-def study_name(overrides: Sequence[str]) -> str:
-    """From what the trials have in common and what is searched; how many and where they run does not count."""
+def study_name(overrides: Sequence[str], folder: Path | None) -> str:
+    """From what the trials have in common and what is searched; how many and where they run does not count.
+
+    Args:
+        folder: the sweep directory, where the storage may have other sweeps' studies too, which are not this one's.
+    """
     kept = [
         str(o.input_line)
         for o in parse(overrides)
         if (o.key_or_group.startswith("hydra.sweeper.params") or not o.key_or_group.startswith(("hydra.", "hydra/")))
         and not outside_fingerprint(o.key_or_group)
     ]
-    return f"mtlcar-{hashlib.sha256(chr(10).join(sorted(kept)).encode()).hexdigest()[:8]}"
+    text = chr(10).join([*sorted(kept), *([] if folder is None else [str(folder)])])
+    return f"mtlcar-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

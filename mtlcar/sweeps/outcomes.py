@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -38,6 +40,11 @@ class Outcome:
     value: float | None = None
 
     @property
+    def key(self) -> str:
+        """Tells it from others of the call: a fingerprint may be in several folders."""
+        return self.directory or self.cell
+
+    @property
     def ended_well(self) -> bool:
         return self.state in ("finished", "joined", "skipped")
 
@@ -54,15 +61,6 @@ def is_done(directory: Path) -> bool:
     return (directory / "DONE").is_file()
 
 
-def read_status(directory: Path) -> dict[str, Any]:
-    """status.json; empty where there is none or it is damaged."""
-    try:
-        found = read_json(directory / "status.json")
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 class Journal:
     """A file of lines to which several processes, of one call or of several, append what happens to cells.
 
@@ -77,15 +75,19 @@ class Journal:
         self._offset = 0
 
     def add(self, event: str, outcome: Outcome) -> None:
-        """`event`: started or ended."""
+        """`event`: started or ended. Never raises: the cell counts, and its directory says most of this too."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         line = json.dumps({"call": self.call, "when": now, "event": event, **asdict(outcome)}) + "\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                line = "\n" + line  # a killed process left half a line
-            file.write(line.encode())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as file:
+                with suppress(OSError):  # a disk without locks; appending keeps a line whole
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                    line = "\n" + line  # a killed process left half a line
+                file.write(line.encode())
+        except OSError as error:
+            print(f"mtlcar: {self.path} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
 
     def read(self) -> list[tuple[str, Outcome]]:
         """This call's events since the last `read`."""

@@ -24,8 +24,8 @@ class SweepProgress:
         label: what tells a cell from the others.
 
     Attributes:
-        ended: cell -> its last outcome in this call.
-        started: cell -> the outcome it began with, of all that began.
+        ended: `Outcome.key` -> its last outcome in this call.
+        started: `Outcome.key` -> the outcome it began with, of all that began.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class SweepProgress:
                 if self._began is None:
                     self._began = self._clock()
                 if event == "started":
-                    self.started[outcome.cell] = outcome
+                    self.started[outcome.key] = outcome
                     continue
-                if outcome.state != "skipped" or outcome.cell not in self.ended:  # a sweeper may choose a cell twice
-                    self.ended[outcome.cell] = outcome
+                if outcome.state != "skipped" or outcome.key not in self.ended:  # a sweeper may choose a cell twice
+                    self.ended[outcome.key] = outcome
                 if outcome.state not in NOT_OVER:
                     self._over += 1
                     self._finished += outcome.state == "finished"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -82,6 +83,11 @@ def read_record(path: Path) -> SweepRecord:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of a sweep ({error}). Give its command again by hand.") from error
+
+
+def without_password(text: str) -> str:
+    """For what is printed: the storage of a study is a URL that may have one."""
+    return re.sub(r"(://[^:@/\s]*):[^@/\s]+@", r"\1:***@", text)
 
 
 def records(folder: Path) -> list[Path]:

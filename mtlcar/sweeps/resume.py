@@ -1,8 +1,10 @@
 """`mtlcar resume DIR... [overrides]`: what was begun in a sweep or run directory goes on."""
 
 import contextlib
+import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,14 +15,13 @@ from mtlcar.runs.files import write_text
 from mtlcar.runs.fingerprint import WITHOUT
 from mtlcar.runs.lock import Busy, run_lock
 from mtlcar.sweeps.cell_task import CellTask
-from mtlcar.sweeps.closing import labels_of
 from mtlcar.sweeps.launch import train
 from mtlcar.sweeps.launcher import quoted
 from mtlcar.sweeps.one_run import run_directory
 from mtlcar.sweeps.outcomes import Journal, Outcome, is_done, overrides_in
-from mtlcar.sweeps.record import SweepRecord, fingerprints, read_record, records
+from mtlcar.sweeps.record import SweepRecord, fingerprints, read_record, records, without_password
 from mtlcar.sweeps.stopping import Stop
-from mtlcar.sweeps.sweep import Planned, carry_out, new_call
+from mtlcar.sweeps.sweep import Planned, carry_out, new_call, wrap_up
 
 PLACE = ("sweep", "paths.runs")
 """Where runs are: said by the directory that is given."""
@@ -36,12 +37,13 @@ def resume(words: Sequence[str], *, show_traceback: bool = False) -> int:
         Exit status: 0 all is finished, 1 something is not, 2 a recorded command or a directory was refused, 128 +
         signal stopped.
     """
-    extra = [word for word in words if "=" in word and not Path(word).exists()]
+    extra = [word for word in words if "=" in word and not os.path.exists(word)]  # noqa: PTH110 - Path's raises for long ones
     places = [Path(word).resolve() for word in words if word not in extra]
     if not places:
         raise UserError("mtlcar resume needs a sweep directory (runs/NAME) or a run directory (runs/NAME/RUN).")
     refuse(extra)
-    parts = [part for place in places for part in parts_of(place, extra, show_traceback)]
+    given = set[Hashable]()
+    parts = [part for place in places for part in parts_of(place, extra, show_traceback, given)]
     status = 0
     for part in parts:
         try:
@@ -74,8 +76,11 @@ def refuse(overrides: Sequence[str]) -> None:
             )
 
 
-def parts_of(place: Path, extra: Sequence[str], show_traceback: bool) -> list[Callable[[], int]]:
+def parts_of(place: Path, extra: Sequence[str], show_traceback: bool, given: set[Hashable]) -> list[Callable[[], int]]:
     """What there is to do in a directory, in order.
+
+    Args:
+        given: commands of other directories (`identity`), which are not given twice; those of this one are added.
 
     Raises:
         UserError: it is neither a sweep's nor a run's.
@@ -88,39 +93,65 @@ def parts_of(place: Path, extra: Sequence[str], show_traceback: bool) -> list[Ca
         inside = sorted({str(path.parent.parent) for path in place.glob("*/*/config.yaml")})[:5]
         hint = f" Sweeps below it: {', '.join(inside)}." if inside else ""
         raise UserError(f"{place} holds neither runs nor the record of a sweep.{hint}")
-    known, theirs = dict[tuple[tuple[str, ...], str], SweepRecord](), set[str]()
+    known, theirs = dict[Hashable, SweepRecord](), set[str]()
     for path in found:
         try:
             record = read_record(path)
-            known[record.overrides, record.cwd] = record
+            known[identity(record, place)] = record
             theirs |= fingerprints(path)
         except UserError as error:
             print(f"mtlcar: {error}", flush=True)
     parts: list[Callable[[], int]] = [
         lambda record=record: give_again(record, place, extra, show_traceback)  # type: ignore[misc]
-        for record in known.values()
+        for key, record in known.items()
+        if key not in given
     ]
+    given.update(known)
     alone = [run for run in runs if run.name not in theirs]
-    if alone or not parts:
+    if alone or not known:
         parts.append(lambda: go_on(alone, extra, show_traceback))
     return parts
 
 
+def identity(record: SweepRecord, place: Path) -> Hashable:
+    """Equal for records of one command: in another order, or in each of the folders that it names."""
+    cells = frozenset((cell.fingerprint, frozenset(cell.overrides)) for cell in record.cells)
+    return record.cwd if several_folders(record) else place, cells, () if cells else tuple(sorted(record.overrides))
+
+
+def several_folders(record: SweepRecord) -> bool:
+    return any(o.key_or_group in PLACE and o.is_sweep_override() for o in parse(record.overrides))
+
+
+def not_below(recorded: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """Recorded overrides without the keys of groups that are chosen anew, which may not have them."""
+    names = groups()
+    chosen = [o.key_or_group for o in parse(extra)]
+    gone = tuple(f"{key.replace('/', '.')}." for key in chosen if key in names or key.startswith("hydra/"))
+    return [str(o.input_line) for o in parse(recorded) if not gone or not o.key_or_group.startswith(gone)]
+
+
 def give_again(record: SweepRecord, place: Path, extra: Sequence[str], show_traceback: bool) -> int:
     """A recorded command, from where it was given."""
+    cells = [place / cell.fingerprint for cell in record.cells]
+    if cells and not several_folders(record) and all(map(is_done, cells)):  # needs neither data nor weights
+        print(f"All {len(cells)} cells were finished before.")
+        wrap_up(cells, if_missing=True)
+        return 0
     moved = []
     if Path(record.folder) != place:
-        if any(o.key_or_group in PLACE and o.is_sweep_override() for o in parse(record.overrides)):
+        if several_folders(record):
             raise UserError(
                 f"{place} was {record.folder} when its sweep began, which names several folders. Move it back, or give "
-                f"the command with the new paths.runs: mtlcar train -m {shlex.join(record.overrides)}"
+                f"the command with the new paths.runs: mtlcar train -m {without_password(shlex.join(record.overrides))}"
             )
         print(f"{record.folder} has become {place}.")
         moved = [f"paths.runs={quoted(str(place.parent))}", f"sweep={quoted(place.name)}"]
-    print(f"mtlcar train -m {shlex.join([*record.overrides, *moved, *extra])}", flush=True)
+    overrides = [*not_below(record.overrides, extra), *moved, *extra]
+    print(f"mtlcar train -m {without_password(shlex.join(overrides))}", flush=True)
     with inside(record.cwd):
         return train(
-            [*record.overrides, *moved, *extra],
+            overrides,
             multirun=True,
             show_traceback=show_traceback,
             typed=record.overrides,
@@ -156,8 +187,7 @@ def go_on(directories: Sequence[Path], extra: Sequence[str], show_traceback: boo
 
     folder = planned[0].directory.parent
     task = CellTask(new_call(), folder / "resumed.jsonl", show_traceback=show_traceback)
-    labels = labels_of({cell.id: cell.overrides for cell in planned})
-    return carry_out(planned, work, task, labels, go_on=f"mtlcar resume {shlex.join(map(str, directories))}")
+    return carry_out(planned, work, task, go_on=f"mtlcar resume {shlex.join(map(str, directories))}", resumed=True)
 
 
 def one(cell: Planned, extra: Sequence[str], stop: Stop, journal: Journal, show_traceback: bool) -> Outcome:
@@ -170,6 +200,8 @@ def one(cell: Planned, extra: Sequence[str], stop: Stop, journal: Journal, show_
     except Busy as busy:
         print(f"{busy.holder} works in {cell.directory}.", flush=True)
         return cell.outcome("elsewhere")
+    except Exception as error:  # one bad run does not stop the others
+        return replace(cell.outcome("failed"), error=(str(error).splitlines() or [type(error).__name__])[0])
     print(f"{cell.directory}  ({' '.join(cell.overrides)})", flush=True)
     return run_directory(
         cell.outcome("unstarted"),

@@ -8,7 +8,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from mtlcar.runs.interrupts import SIGNALS as NAMES
+from mtlcar.runs.interrupts import say
+
+SIGNALS = tuple(int(getattr(signal, name)) for name in NAMES if hasattr(signal, name))
 
 
 class SweepInterrupted(BaseException):
@@ -70,7 +73,7 @@ class Stop:
         if self.signum is None:
             self.signum = signum
             if not self.worker:
-                say(f"mtlcar: {signal.Signals(signum).name}: what runs is told to end, nothing further starts.")
+                say(f"mtlcar: {signal.Signals(signum).name}: what runs is told to end, nothing further starts.\n")
         if self.count > 1:
             self._restore()  # the third one is obeyed as if we were not here
         if self.flag is not None and not self.worker and not self.at_once:
@@ -117,11 +120,3 @@ def worker_stop(flag: Path, parent: int, host: str) -> Stop:
     Slurm, which outlives the command that queued it."""
     seen = host == socket.gethostname() and "SLURM_JOB_ID" not in os.environ
     return Stop(flag, worker=True, parent=parent if seen else None)
-
-
-def say(text: str) -> None:
-    """Past Python's buffers: a signal may have interrupted their writing."""
-    try:
-        os.write(2, f"\n{text}\n".encode())
-    except OSError:  # the terminal is gone
-        return

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from mtlcar.errors import UserError
-from mtlcar.runs.lock import holder
+from mtlcar.runs.lock import holder, wait_until_free
+from mtlcar.runs.status import read_status
 from mtlcar.sweeps.cell_task import HERE, CellTask, unnamed
-from mtlcar.sweeps.closing import print_closing
-from mtlcar.sweeps.outcomes import Journal, Outcome, is_done, read_status
+from mtlcar.sweeps.closing import labels_of, print_closing
+from mtlcar.sweeps.outcomes import Journal, Outcome, is_done
 from mtlcar.sweeps.progress import SweepProgress
 from mtlcar.sweeps.stopping import Stop, SweepInterrupted
 
@@ -41,13 +42,20 @@ Work = Callable[[Sequence[Planned], CellTask, Stop], None]
 
 
 def carry_out(
-    planned: Sequence[Planned], work: Work, task: CellTask, labels: dict[str, str], *, go_on: str, queued: bool = False
+    planned: Sequence[Planned],
+    work: Work,
+    task: CellTask,
+    *,
+    go_on: str,
+    queued: bool = False,
+    resumed: bool = False,
 ) -> int:
     """Run what is not finished, wait for what other processes run, and print the closing table.
 
     Args:
         go_on: the command that goes on with this sweep.
         queued: the launcher's jobs are a queue's and outlive this command.
+        resumed: the sweep was begun elsewhere.
 
     Returns:
         0 all finished, 1 some not, 128 + signal stopped.
@@ -56,11 +64,13 @@ def carry_out(
     pending = [p for p in planned if not p.done]
     if not pending:
         print(f"All {len(planned)} cells were finished before.")
+        wrap_up([p.directory for p in planned], if_missing=True)
         return 0
     if skipped:
         print(f"{len(skipped)} of {len(planned)} cells were finished before.")
+    labels = labels_of({str(p.directory): p.overrides for p in planned})
     journal = Journal(task.journal, task.call)
-    progress = SweepProgress(journal, len(planned), len(skipped), lambda outcome: labels.get(outcome.cell, ""))
+    progress = SweepProgress(journal, len(planned), len(skipped), lambda outcome: labels.get(outcome.key, ""))
     with Stop(task.flag, at_once=queued) as stop:
         HERE[task.call] = stop
         try:
@@ -68,31 +78,30 @@ def carry_out(
                 broken = _passes(pending, work, task, stop, progress)
         finally:
             del HERE[task.call]
-    if not stop.status and not queued and len(planned) > 1:
-        wrap_up([p.directory for p in planned])
     outcomes = [p.outcome("skipped") for p in skipped] + [ended_as(p.outcome("unstarted"), progress) for p in pending]
-    return close(outcomes, labels, stop, go_on, broken)
-
-
-def wrap_up(directories: Sequence[Path]) -> None:
-    """At the end of a sweep that logs to W&B: its summary there, and no torn file that `wandb sync` would stop at."""
-    if any((directory / "wandb").is_dir() for directory in directories):
-        from mtlcar.logs.wandb_files import mend, run_files
-        from mtlcar.sweeps.summary_run import summarize_sweep
-
-        for directory in directories:
-            if not is_done(directory) and holder(directory) is None:
-                mend(run_files(directory))
-        summarize_sweep(directories[0].parent, directories)
-
-
-def close(outcomes: Sequence[Outcome], labels: dict[str, str], stop: Stop, go_on: str, broken: bool) -> int:
-    """The closing table and the exit status."""
-    print_closing(outcomes, labels, stopped=bool(stop.status))
+    print_closing(outcomes, labels, stopped=bool(stop.status), resumed=resumed, threads=task.threads)
     if stop.status:
         print(f"Stopped. The same command goes on, or: {go_on}")
         return stop.status
+    if not queued:
+        wrap_up([p.directory for p in planned])
     return 0 if all(o.ended_well for o in outcomes) and not broken else 1
+
+
+def wrap_up(directories: Sequence[Path], *, if_missing: bool = False) -> None:
+    """At the end of a sweep that logs to W&B: its summary there.
+
+    Args:
+        if_missing: not where there is one that knows of all finished runs.
+    """
+    if len(directories) < 2 or not any((directory / "wandb").is_dir() for directory in directories):
+        return
+    from mtlcar.sweeps.summary_run import is_current, summarize_sweep
+
+    for folder in dict.fromkeys(directory.parent for directory in directories):
+        cells = [directory for directory in directories if directory.parent == folder]
+        if not (if_missing and is_current(folder, cells)):
+            summarize_sweep(folder, cells)
 
 
 def _passes(pending: Sequence[Planned], work: Work, task: CellTask, stop: Stop, progress: SweepProgress) -> bool:
@@ -103,7 +112,7 @@ def _passes(pending: Sequence[Planned], work: Work, task: CellTask, stop: Stop, 
         if todo and not survived(partial(work, todo, task, stop)):
             return True
         progress.look()
-        busy += [p for p in todo if p.id in progress.ended and progress.ended[p.id].state == "elsewhere"]
+        busy += [p for p in todo if (told := progress.ended.get(str(p.directory))) and told.state == "elsewhere"]
         try:
             todo, busy = _wait_for_any(busy, journal, stop)
         except SweepInterrupted:
@@ -131,9 +140,10 @@ def _wait_for_any(busy: list[Planned], journal: Journal, stop: Stop) -> tuple[li
     process has finished are written down."""
     if busy:
         print(f"Other processes work on {len(busy)} cell{'s' * (len(busy) > 1)}; waiting for them.", flush=True)
+    watches = {p.directory: wait_until_free(p.directory, 0.0) for p in busy}
     while busy and not stop.requested:
         time.sleep(POLL)
-        free = [p for p in busy if holder(p.directory) is None]
+        free = [p for p in busy if next(watches[p.directory], None) is None]
         busy = [p for p in busy if p not in free]
         for cell in [p for p in free if p.done]:
             journal.add("ended", cell.outcome("joined").with_result())
@@ -144,13 +154,13 @@ def _wait_for_any(busy: list[Planned], journal: Journal, stop: Stop) -> tuple[li
 
 def ended_as(blank: Outcome, progress: SweepProgress) -> Outcome:
     """What the cell's directory says, and the journal where that says more."""
-    told = progress.ended.get(blank.cell) or progress.ended.get(unnamed(blank.overrides))
+    told = progress.ended.get(blank.key) or progress.ended.get(unnamed(blank.overrides))
     directory = Path(blank.directory)
     if blank.directory and is_done(directory):
         return told if told is not None and told.ended_well else replace(blank, state="joined").with_result()
     if told is not None and not told.ended_well:
         return told
-    if blank.cell not in progress.started:
+    if blank.key not in progress.started:
         return blank
     if holder(directory) is not None:
         return replace(blank, state="elsewhere")
