@@ -15,7 +15,7 @@ from mtlcar.config import compose_config, finish, groups
 from mtlcar.errors import UserError
 from mtlcar.runs.checkpoint_files import resume_point
 from mtlcar.runs.history import read_history
-from mtlcar.runs.interrupts import INTERRUPTS, Stopped
+from mtlcar.runs.interrupts import INTERRUPTS, Interrupts, Stopped
 from mtlcar.runs.training import fit
 
 pytestmark = [
@@ -241,3 +241,12 @@ def test_early_stopping_is_remembered(cache: Path, tmp_path: Path) -> None:
         found.pop("sessions")
     assert_same(resumed, whole)
     assert_same(again, whole, "finished training is not begun again")
+
+
+def test_a_stop_that_python_drops_is_obeyed_later() -> None:
+    """What is raised in an object's `__del__` is printed and forgotten."""
+    interrupts = Interrupts()
+    with pytest.raises(Stopped):
+        interrupts._handle(signal.SIGTERM, None)
+    with pytest.raises(Stopped, match="SIGTERM"), interrupts.deferred():
+        pytest.fail("training began")

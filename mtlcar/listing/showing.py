@@ -150,8 +150,8 @@ def wandb(run: StoredRun) -> dict[str, str]:
     }
     if known.get("mode"):
         found["mode"] = str(known["mode"])
-    if offline := sorted(run.directory.glob("wandb/offline-run-*")):
-        found["upload"] = shlex.join(["wandb", "sync", *(str(path) for path in offline)])
+    if any(run.directory.glob("wandb/offline-run-*")):
+        found["upload"] = shlex.join(["wandb", "sync", "--include-online", str(run.directory / "wandb")])
     return found
 
 

@@ -51,17 +51,21 @@ class Interrupts:
                 signal.signal(number, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        first = self.requested is None
+        if first:  # kept: Python drops an exception that is raised while it cleans up an object
+            self.requested, self._since = signum, time.monotonic()
         if not self._deferred:
             raise Stopped(signum)
-        if self.requested is None:
-            self.requested, self._since = signum, time.monotonic()
+        if first:
             say(f"{signal.Signals(signum).name}: saving after this step, then ending. Ctrl-C again ends at once.\n")
         elif signum == signal.SIGINT and time.monotonic() - self._since > AGAIN:
             raise Stopped(signum)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only sets `requested`; one that nobody obeyed is raised at the end."""
+        """Inside, a signal only sets `requested`; one that nobody obeyed, here or before, is raised."""
+        if self.requested is not None:
+            raise Stopped(self.requested)
         self._deferred = True
         try:
             yield

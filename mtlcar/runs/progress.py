@@ -15,7 +15,16 @@ def progress(terminal: bool | None = None) -> ProgressBar:
     Either replaces Lightning's own bar; leave `enable_progress_bar` at its default.
     """
     shown = sys.stdout.isatty() if terminal is None else terminal
-    return RichProgressBar(leave=True) if shown else EpochLines()
+    return Bar(leave=True) if shown else EpochLines()
+
+
+class Bar(RichProgressBar):
+    """Lightning's, without the end of the logger's id, which says nothing here."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class EpochLines(ProgressBar):

@@ -38,7 +38,7 @@ class Hydra:
 
     def __enter__(self) -> "Hydra":
         self._global.__enter__()
-        prepare_launcher()
+        prepare_launcher(several=not self.cfg.hydra.launcher._target_.endswith(".BasicLauncher"))
         self.callbacks.on_multirun_start(config=self.cfg, config_name="train")
         return self
 
