@@ -22,6 +22,7 @@ from mtlcar.heads.base import HeadFactory, SameKind
 from mtlcar.heads.per_task import PerTask
 from mtlcar.label_transforms.base import LabelTransform
 from mtlcar.losses import TaskLosses
+from mtlcar.metrics.direction import lower_is_better
 from mtlcar.metrics.tasks import TaskMetrics
 from mtlcar.module import MultiTaskModule, refuse_averaging, refuse_impossible
 from mtlcar.tasks import TaskSet
@@ -175,6 +176,4 @@ def resolve_monitor(cfg: DictConfig, tasks: TaskSet, trained: TaskSet) -> tuple[
         raise UserError(
             f"monitor={monitor} is no metric of this run.{did_you_mean(monitor, names)} There are: {', '.join(names)}."
         )
-    last = monitor.rsplit("/", 1)[-1]
-    lower = last in ("loss", "mae", "mse", "rmse", "mape")
-    return monitor, cfg.monitor_mode or ("min" if lower else "max")
+    return monitor, cfg.monitor_mode or ("min" if lower_is_better(monitor) else "max")

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from mtlcar.backbones.base import StagedBackbone
 from mtlcar.errors import UserError
+from mtlcar.metrics.direction import lower_is_better
 
 
 def build_optimizer(
@@ -242,8 +243,3 @@ def constant(
     *, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, monitor: str, name: str = "constant"
 ) -> None:
     """The lr stays as it is: no schedule."""
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric such as `val/property/mae` is a loss or an error."""
-    return metric.rsplit("/", 1)[-1] in ("loss", "mae", "mse", "rmse", "mape")

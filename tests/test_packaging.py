@@ -76,7 +76,7 @@ def test_every_local_link_of_the_readme_leads_somewhere() -> None:
 
 
 def test_recipes_of_the_readme_compose() -> None:
-    from mtlcar.sweeps.launch import expand, sweep_arguments
+    from mtlcar.sweeps.launch import expand, hydra_config, with_params
 
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = [line.strip() for line in text.splitlines() if line.strip().startswith("mtlcar train ")]
@@ -87,6 +87,6 @@ def test_recipes_of_the_readme_compose() -> None:
 
     for command in commands:
         words = [w for w in shlex.split(command)[2:] if not w.startswith("-") and w != "..."]
-        cells = expand(sweep_arguments(words) or words)
+        cells = expand(with_params(words, hydra_config(words)))
         for cell in (cells[0], cells[-1]):
             compose_config(cell)

@@ -11,9 +11,21 @@ from typing import Any
 
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.listing.life import STATES
-from mtlcar.listing.stored import StoredRun, lower_is_better
+from mtlcar.listing.stored import StoredRun
 from mtlcar.listing.tables import number, seconds_text
-from mtlcar.report.varied import METHOD, NONE, Settings, by_content, is_seed, settings, show, title, varied
+from mtlcar.metrics.direction import lower_is_better
+from mtlcar.report.varied import (
+    METHOD,
+    NONE,
+    Settings,
+    by_content,
+    column_titles,
+    is_seed,
+    settings,
+    show,
+    title,
+    varied,
+)
 
 DATA = "data.name"
 """Never folded into a method's name: numbers of other data are other numbers."""
@@ -88,7 +100,7 @@ class Listing:
             Column(("state",), "state", lambda r: r.state, lambda r: STATES.index(r.state), whole=True),
             Column(("age",), "age", lambda r: seconds_text(self.now - r.updated), lambda r: -r.updated, True, True),
             Column(("epoch",), "epoch", _epoch, lambda r: r.epochs_done, True, True),
-            *(self._setting(key, called) for key, called in zip(keys, titles(keys), strict=True)),
+            *(self._setting(key, called) for key, called in zip(keys, column_titles(keys), strict=True)),
             *([self._several(shared)] if shared else []),
             Column(("best",), head, lambda r: number(r.best), _best_first, True),
         ]
@@ -148,7 +160,7 @@ class Listing:
         )
 
     def _several(self, common: Mapping[str, str]) -> Column:
-        short = dict(zip(common, titles(list(common)), strict=True))
+        short = dict(zip(common, column_titles(list(common)), strict=True))
         named = (METHOD, "data.name", "backbone.name", "architecture.name")
 
         def text(run: StoredRun) -> str:
@@ -204,10 +216,3 @@ def _rank(value: Any) -> tuple[int, float, str]:
     if isinstance(value, int | float):
         return (2, 0.0, "") if math.isnan(value) else (0, float(value), "")
     return 1, 0.0, str(value)
-
-
-def titles(keys: Sequence[str]) -> list[str]:
-    """The last word of each key, or as much of it as tells the keys apart."""
-    short = [title(key).rsplit(".", 1)[-1] for key in keys]
-    count = Counter(short)
-    return [(s if count[s] == 1 else title(k)).replace("_", " ") for s, k in zip(short, keys, strict=True)]

@@ -10,8 +10,9 @@ from rich.console import Console
 from mtlcar.errors import UserError
 from mtlcar.listing.differences import ABSENT, Difference, remarks, settings_differences, unmatched
 from mtlcar.listing.finding import find_run
-from mtlcar.listing.stored import StoredRun, lower_is_better, mapping
+from mtlcar.listing.stored import StoredRun, mapping
 from mtlcar.listing.tables import notice, number, print_table
+from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.varied import NONE, title
 
 

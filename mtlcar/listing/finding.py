@@ -26,15 +26,8 @@ def find(directories: Iterable[Path]) -> Stored:
     Raises:
         UserError: a folder does not exist.
     """
-    wanted = list(directories)
-    for directory in wanted:
-        if not directory.is_dir():
-            raise UserError(
-                f"{directory}: no such folder. Give run, sweep or runs folders; `mtlcar train` writes to `runs` unless "
-                "paths.runs says otherwise."
-            )
     found = Stored()
-    for path in dict.fromkeys(p.resolve() for d in wanted for p in run_directories(d)):
+    for path in all_run_directories(directories):
         called = f"{path.parent.name}/{path.name}"
         run = read(path)
         if isinstance(run, str):
@@ -43,6 +36,22 @@ def find(directories: Iterable[Path]) -> Stored:
             found.runs.append(run)
             found.damaged += [(called, problem) for problem in run.problems]
     return found
+
+
+def all_run_directories(directories: Iterable[Path]) -> list[Path]:
+    """`run_directories` of several folders, each once.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    wanted = list(directories)
+    for directory in wanted:
+        if not directory.is_dir():
+            raise UserError(
+                f"{directory}: no such folder. Give run, sweep or runs folders; `mtlcar train` writes to `runs` unless "
+                "paths.runs says otherwise."
+            )
+    return list(dict.fromkeys(path.resolve() for directory in wanted for path in run_directories(directory)))
 
 
 def run_directories(folder: Path) -> Iterator[Path]:

@@ -16,6 +16,7 @@ import yaml
 from mtlcar.config import with_defaults
 from mtlcar.errors import UserError
 from mtlcar.listing.life import run_state
+from mtlcar.metrics.direction import lower_is_better
 from mtlcar.tasks import TaskSet
 
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
@@ -146,19 +147,6 @@ class StoredRun:
         with contextlib.suppress(TypeError, ValueError):
             times.append(datetime.datetime.fromisoformat(self.status.get("updated", "")).timestamp())
         return max(times, default=0.0)
-
-
-def lower_is_better(metric: str) -> bool:
-    return metric.rsplit("/", 1)[-1] in (
-        "loss",
-        "mae",
-        "mse",
-        "rmse",
-        "mape",
-        "mape_if_right",
-        "parameters",
-        "fit_seconds",
-    )
 
 
 def mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ import yaml
 
 from mtlcar.config import with_defaults
 from mtlcar.errors import UserError
-from mtlcar.listing.finding import run_directories
+from mtlcar.listing.finding import all_run_directories
 from mtlcar.tasks import TaskSet
 
 
@@ -106,11 +106,8 @@ def collect(directories: Iterable[Path]) -> Found:
         UserError: a folder does not exist, or there is no finished run.
     """
     wanted = [Path(d) for d in directories]
-    for directory in wanted:
-        if not directory.is_dir():
-            raise UserError(f"{directory}: no such folder. `mtlcar report` takes run, sweep or runs folders.")
     found = Found()
-    for path in dict.fromkeys(p.resolve() for d in wanted for p in run_directories(d)):
+    for path in all_run_directories(wanted):
         reason = _read(path, found)
         if reason:
             found.left_out.append((f"{path.parent.name}/{path.name}", reason))

@@ -1,6 +1,5 @@
 """Runs on one dataset's test images together: cells (what varied), their seeds, and their numbers with intervals."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,7 +7,18 @@ from mtlcar.report.collect import Run
 from mtlcar.report.estimates import estimate, shown_metrics
 from mtlcar.report.intervals import Estimate
 from mtlcar.report.per_image import class_and_value
-from mtlcar.report.varied import METHOD, NONE, Settings, by_content, constant, is_seed, settings, show, title, varied
+from mtlcar.report.varied import (
+    METHOD,
+    NONE,
+    Settings,
+    by_content,
+    column_titles,
+    constant,
+    is_seed,
+    settings,
+    show,
+    varied,
+)
 
 
 @dataclass
@@ -105,7 +115,7 @@ def _compare(dataset: str, split: str | None, runs: list[Run]) -> Comparison:
     keys = sorted(
         varied(flats), key=lambda key: (first.index(key) if key in first else len(first), not key.endswith(".name"))
     )
-    titles = _titles(keys)
+    titles = column_titles(keys)
     fixed = constant(flats)
     cells: dict[tuple[str, ...], Cell] = {}
     repeats, doubtful = [], []
@@ -175,10 +185,3 @@ def _in_order(cells: list[Cell]) -> list[Cell]:
         except ValueError:
             ranks.append({value: float(i) for i, value in enumerate(values)})
     return sorted(by_time, key=lambda cell: [rank[v] for rank, v in zip(ranks, cell.values, strict=True)])
-
-
-def _titles(keys: list[str]) -> list[str]:
-    """The last word of each key, or as much of it as tells the keys apart."""
-    short = [title(key).rsplit(".", 1)[-1] for key in keys]
-    count = Counter(short)
-    return [(s if count[s] == 1 else title(k)).replace("_", " ") for s, k in zip(short, keys, strict=True)]

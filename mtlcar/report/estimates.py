@@ -75,8 +75,3 @@ def estimate(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[dict[str, Est
 
 def _images(run: Run, metric: str) -> pd.Series | None:
     return None if run.predictions is None else per_image(metric, run.predictions, run.tasks)
-
-
-def lower_is_better(metric: str) -> bool:
-    kind = metric.rsplit("/", 1)[-1]
-    return kind in ("mae", "mse", "rmse", "mape", "mape_if_right", "loss", "parameters", "minutes")

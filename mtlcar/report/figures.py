@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.comparison import Cell, Comparison, label
-from mtlcar.report.estimates import lower_is_better
 from mtlcar.report.table import axis_label, percent
 
 MARKERS = "osD^vPX*<>"

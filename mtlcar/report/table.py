@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.comparison import Cell, Comparison
-from mtlcar.report.estimates import lower_is_better
 from mtlcar.report.intervals import Estimate
 from mtlcar.report.varied import NONE
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -166,6 +167,13 @@ def constant(runs: Sequence[Settings]) -> Settings:
 def title(key: str) -> str:
     """A setting as a column is headed: `architecture.name` is `architecture`, `weighting.weights` stays."""
     return key.removesuffix(".name")
+
+
+def column_titles(keys: Sequence[str]) -> list[str]:
+    """The last word of each key, or as much of it as tells the keys apart."""
+    short = [title(key).rsplit(".", 1)[-1] for key in keys]
+    count = Counter(short)
+    return [(s if count[s] == 1 else title(k)).replace("_", " ") for s, k in zip(short, keys, strict=True)]
 
 
 def show(value: Any) -> str:

@@ -52,25 +52,22 @@ def resume_point(folder: Path, *, repair: bool = True) -> tuple[ResumePoint | No
         UserError: a file cannot be read now, which says nothing about its content.
     """
     said: list[str] = []
-    best, fault = read_point(folder / "best.ckpt")
+    best = read_point(folder / "best.ckpt")[0]
     for name in NEWEST_FIRST:
         path = folder / name
         if not path.exists():
             continue
         point, fault = read_point(path)
+        lacks_best = point is not None and best is None and point.own["step"] >= 0
+        if point is not None and lacks_best and point.step != point.own["step"]:
+            point, fault = None, "needs best.ckpt, which is damaged or gone"
         if point is None:
             said.append(f"{name} {fault}")
             if repair:  # out of the way of the names that it would be given next
                 path.replace(path.with_suffix(".damaged"))
             continue
-        if best is None and point.own["step"] >= 0:
-            if point.step != point.own["step"]:
-                said.append(f"{name} needs best.ckpt, which is damaged or gone")
-                if repair:
-                    path.replace(path.with_suffix(".damaged"))
-                continue
-            if repair:
-                second_name(path, folder / "best.ckpt")
+        if lacks_best and repair:
+            second_name(path, folder / "best.ckpt")
         return point, said
     return None, said
 

@@ -24,8 +24,6 @@ from mtlcar.runs.randomness import random_state, restore_random_state
 log = logging.getLogger("mtlcar")
 AGREE = 10
 """Steps after which the processes of one job tell each other whether one was told to stop, or it is time to save."""
-
-
 WRITER = ("inline_container", "PytorchStreamWriter")
 """In the messages of torch's own errors while it writes a file."""
 Saved = Callable[[int, int], None]

@@ -40,7 +40,7 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
     try:
         INTERRUPTS.install()
         die_with_parent()
-        with lasting_output(), prepared(run_dir) as cfg:
+        with prepared(run_dir) as cfg:
             if is_main_process() and (run_dir / "DONE").is_file():  # another process finished it meanwhile
                 log.info("finished already: %s", run_dir)
                 return 0
@@ -73,7 +73,7 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
 
 @contextlib.contextmanager
 def prepared(run_dir: Path) -> Iterator[DictConfig]:
-    """The run's configuration, while the directory, its log and a GPU are this process's."""
+    """The run's configuration, while the directory and its log are this process's."""
     with contextlib.ExitStack() as held:
         held.enter_context(run_lock(run_dir))
         if is_main_process():
@@ -196,4 +196,5 @@ def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), show_traceback="--traceback" in sys.argv[2:]))
+    with lasting_output():
+        sys.exit(main(Path(sys.argv[1]), show_traceback="--traceback" in sys.argv[2:]))

@@ -80,11 +80,10 @@ def search(cfg: DictConfig, parts: Parts, run_dir: Path) -> float:
         UserError: the transform found none that pass.
     """
     transform, record = parts.module.label_transform, run_dir / RECORD
-    if record.is_file() and (cfg.label_transform.get("constants") or {}).get(FOUND):  # this run is started again
-        earlier = read_json(record)
+    earlier = read_json(record) if record.is_file() else {}
+    if earlier and (cfg.label_transform.get("constants") or {}).get(FOUND):  # it was over when this run was stopped
         transform.searched = earlier["searched"]
         return float(earlier["seconds"])
-    earlier = read_json(record) if record.is_file() else {}
     before, tried = float(earlier.get("seconds", 0.0)), list(earlier.get("trials", []))
     began = time.perf_counter()
     steps = transform.search()

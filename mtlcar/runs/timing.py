@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import deque
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,7 +25,7 @@ class Timing(Callback):
         self.sessions = 1
         self.images = 0
         self.training = 0.0  # seconds of all batches
-        self.steps: list[float] = []
+        self.steps: deque[float] = deque(maxlen=KEPT)
         self._before = 0.0  # seconds of earlier sessions
         self._fit_start: float | None = None
         self._last = 0.0
@@ -64,13 +65,14 @@ class Timing(Callback):
             "sessions": self.sessions,
             "images": self.images,
             "training": self.training,
-            "steps": self.steps[-KEPT:],
+            "steps": list(self.steps),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before, self.epochs = state_dict["seconds"], state_dict["epochs"]
         self.sessions = state_dict["sessions"] + 1
-        self.images, self.training, self.steps = state_dict["images"], state_dict["training"], state_dict["steps"]
+        self.images, self.training = state_dict["images"], state_dict["training"]
+        self.steps = deque(state_dict["steps"], maxlen=KEPT)
 
     def summary(self) -> dict[str, float]:
         return {
@@ -79,5 +81,5 @@ class Timing(Callback):
             "sessions": self.sessions,
             "epochs": self.epochs,
             "train_images_per_second": round(self.images / self.training, 3) if self.training else 0.0,
-            "step_ms_median": round(1e3 * statistics.median(self.steps[-KEPT:]), 3) if self.steps else 0.0,
+            "step_ms_median": round(1e3 * statistics.median(self.steps), 3) if self.steps else 0.0,
         }

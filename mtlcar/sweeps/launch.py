@@ -140,12 +140,6 @@ def with_params(overrides: Sequence[str], cfg: DictConfig) -> list[str]:
     return [*(f"{k}={v}" for k, v in params.items() if k not in given), *overrides]
 
 
-def sweep_arguments(overrides: Sequence[str]) -> list[str] | None:
-    """`with_params` for Hydra's basic sweeper; None for another."""
-    cfg = hydra_config(overrides)
-    return with_params(overrides, cfg) if is_basic(cfg) else None
-
-
 def expand(arguments: Sequence[str]) -> list[list[str]]:
     """The cells of a multirun, by Hydra's own rules."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
