@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from mtlcar.architectures.base import Architecture
 from mtlcar.backbones.base import BackboneFactory
+from mtlcar.compiled import refuse_graphs
 from mtlcar.data.datamodule import MultiTaskData, make_augment, plain
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.heads.base import HeadFactory, SameKind
@@ -56,7 +57,8 @@ class Parts:
 
 def build_data(cfg: DictConfig) -> MultiTaskData:
     """The data module, set up: annotations read, split, decoded into the cache."""
-    data: MultiTaskData = make(cfg.data, cache_dir=Path(cfg.paths.cache), seed=cfg.seed)
+    sharing = cfg.get("jobs_per_gpu") or 1
+    data: MultiTaskData = make(cfg.data, cache_dir=Path(cfg.paths.cache), seed=cfg.seed, sharing=sharing)
     data.setup()
     return data
 
@@ -141,6 +143,7 @@ def check_parts(cfg: DictConfig, tasks: TaskSet) -> None:
     resolve_monitor(cfg, predicted_tasks(tasks, label_transform, architecture.tasks), architecture.tasks)
     make_augment(plain(cfg.data.augment))
     refuse_impossible(architecture, weighting)
+    refuse_graphs(cfg.trainer.compile, weighting, cfg.trainer.accumulate_grad_batches)
     refuse_averaging(architecture, cfg.get("test_time_augmentation", "none"))
 
 

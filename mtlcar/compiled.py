@@ -6,15 +6,40 @@ from pathlib import Path
 import torch
 
 from mtlcar.architectures.base import Architecture
+from mtlcar.errors import UserError
+from mtlcar.weightings.base import Weighting
+
+MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""torch's own names. The first two record the kernels of a step as CUDA graphs and play them back."""
+GRAPHS = MODES[:2]
 
 
-def compile_network(architecture: Architecture, cache: Path) -> None:
+def refuse_graphs(mode: bool | str, weighting: Weighting, accumulated: int) -> None:
+    """UserError where the gradients of a CUDA graph would be kept while it is played again, into the same memory."""
+    if mode not in GRAPHS:
+        return
+    if weighting.takes_gradients_apart and weighting.level == "parameters":
+        reason = f"weighting={weighting.name} at weighting.level=parameters walks it once a task"
+    elif accumulated > 1:
+        reason = f"trainer.accumulate_grad_batches={accumulated} adds up what several walks give"
+    else:
+        return
+    raise UserError(
+        f"trainer.compile={mode} records the trunk as a CUDA graph, and {reason}. Use trainer.compile=true or "
+        f"{MODES[-1]}."
+    )
+
+
+def compile_network(architecture: Architecture, cache: Path, mode: bool | str = True) -> None:
     """Compile the trunk, or the stages of several, in place; parameter names stay. Heads stay eager: the bottleneck
     must lie between two graphs, or the gradient of a loss by it would be none at all.
 
     Donated buffers are switched off for every weighting: the second backward through one graph would find them used.
     Torch's cache key leaves that setting out, and a cache that another program warmed with it on gives silently wrong
     gradients for the second task; so the cache is a directory of our own.
+
+    Args:
+        mode: True, or one of `MODES`.
     """
     torch._functorch.config.donated_buffer = False
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((cache / "inductor").expanduser().resolve())
@@ -25,4 +50,4 @@ def compile_network(architecture: Architecture, cache: Path) -> None:
     dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(parts))
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 64 * len(parts))
     for part in parts:
-        part.compile()
+        part.compile(**({"mode": mode} if mode in MODES else {}))

@@ -10,8 +10,11 @@ from torch import Tensor
 from torch._functorch import config as functorch
 
 from mtlcar.architectures.base import Architecture
-from mtlcar.compiled import compile_network
+from mtlcar.compiled import MODES, compile_network, refuse_graphs
+from mtlcar.errors import UserError
+from mtlcar.runs.check import CHOICES
 from mtlcar.weightings.gradients import Step, bottleneck_gradients, parameter_gradients
+from mtlcar.weightings.mgda import MGDA
 from tests.networks import PAIR, build, losses
 
 IMAGE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -94,3 +97,47 @@ def assert_same_gradients(eager: Architecture, compiled: Architecture) -> None:
             assert [g is None for g in a] == [g is None for g in b]
             reached = [[g for g in grads if g is not None] for grads in (a, b)]
             torch.testing.assert_close(*reached, rtol=1e-3, atol=1e-5)
+
+
+def test_the_modes_of_the_compiler_reach_it(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(options))
+    for mode in CHOICES["trainer.compile"][1:]:
+        compile_network(network(), own_cache, mode)  # type: ignore[arg-type]
+    assert asked == [{}, *({"mode": mode} for mode in MODES)]
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_a_cuda_graph_is_refused_where_it_would_be_played_into_gradients_that_are_still_needed(mode: str) -> None:
+    tasks = network().tasks
+    apart, at_once = (MGDA(tasks=tasks, level=level) for level in ("parameters", "representation"))
+    with pytest.raises(UserError, match=rf"trainer.compile={mode} records .* walks it once a task"):
+        refuse_graphs(mode, apart, 1)
+    with pytest.raises(UserError, match="accumulate_grad_batches=2 adds up"):
+        refuse_graphs(mode, at_once, 2)
+    refuse_graphs(mode, at_once, 1)
+    for other in (True, False, "max-autotune-no-cudagraphs"):
+        refuse_graphs(other, apart, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", [True, *MODES])
+def test_compiled_steps_on_a_gpu_learn_what_eager_ones_do(mode: bool | str, own_cache: Path) -> None:
+    image = IMAGE.cuda()
+
+    def weights(compiled: bool) -> list[Tensor]:
+        architecture = network().cuda().train()
+        if compiled:
+            compile_network(architecture, own_cache, mode)
+        optimizer = torch.optim.SGD(architecture.parameters(), lr=0.01)
+        for _ in range(6):  # graphs are recorded in the first ones
+            shared = architecture(image)
+            torch.stack([shared.outputs[n].float().square().mean() for n in architecture.tasks.names]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach().clone() for p in architecture.parameters()]
+
+    for mine, eager in zip(weights(True), weights(False), strict=True):
+        torch.testing.assert_close(mine, eager, rtol=1e-2, atol=1e-3)

@@ -88,7 +88,7 @@ def test_readers_know_the_keys_that_the_pipeline_does_not() -> None:
     from mtlcar.data.datamodule import MultiTaskData
 
     parameters = inspect.signature(MultiTaskData).parameters
-    own = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD} - {"cache_dir", "seed"}
+    own = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD} - {"cache_dir", "seed", "sharing"}
     assert own == set(PIPELINE_KEYS) - {"_target_"}
     for name in groups()["data"]:
         cfg = load("data", name)

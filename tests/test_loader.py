@@ -17,15 +17,10 @@ from mtlcar.errors import UserError
 
 
 class Numbers:
-    """A store whose image of row r is filled with r."""
+    """The image of row r is filled with r."""
 
-    shape = (3, 2, 2)
-
-    def __init__(self) -> None:
-        self.bad: dict[int, str] = {}
-
-    def gather(self, rows: np.ndarray, out: Tensor | None = None) -> Tensor:
-        return torch.from_numpy(rows).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, *self.shape).clone()
+    def batch(self, rows: np.ndarray, index: Tensor) -> Tensor:
+        return index.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
 
 
 def loader(n: int = 23, batch_size: int = 4, **options: Any) -> BatchLoader:
@@ -174,14 +169,14 @@ def test_the_state_of_other_data_is_refused() -> None:
 
 def test_an_error_while_making_a_batch_reaches_the_caller_and_no_thread_stays() -> None:
     class Broken(Numbers):
-        def gather(self, rows: np.ndarray, out: Tensor | None = None) -> Tensor:
+        def batch(self, rows: np.ndarray, index: Tensor) -> Tensor:
             if 20 in rows:
                 raise UserError("the file has gone")
-            return super().gather(rows, out)
+            return super().batch(rows, index)
 
     before = threading.active_count()
     broken = loader()
-    broken.store = Broken()
+    broken.images = Broken()
     with pytest.raises(UserError, match="has gone"):
         rows(broken)
     iterator = iter(loader())

@@ -17,8 +17,10 @@ from mtlcar.data.annotations import Annotations
 from mtlcar.data.augment import Augment
 from mtlcar.data.cache import ImageStore, open_store
 from mtlcar.data.decode import ImageDecoder
-from mtlcar.data.loader import Batch, BatchLoader
+from mtlcar.data.loader import BatchLoader, batch_bounds
+from mtlcar.data.placement import PLACEMENTS, Placed, place
 from mtlcar.data.splits import check_classes, make_splits
+from mtlcar.data.staging import Batch
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.tasks import TaskSet
 
@@ -39,6 +41,8 @@ class MultiTaskData(LightningDataModule):
         resize, box_margin: see `mtlcar.data.decode.ImageDecoder`.
         on_bad_image: `error`, or `skip` to leave a few damaged images out.
         cache: keep decoded images in a memory-mapped file; False: decode while training.
+        placement: where training reads them from, see `mtlcar.data.placement.place`.
+        sharing: runs that share this machine's memory with this one.
         augment: arguments of `mtlcar.data.augment.Augment`.
         options: the reader's own.
 
@@ -47,6 +51,7 @@ class MultiTaskData(LightningDataModule):
         indices: split -> int64 rows of the annotations.
         targets: task -> labels of all rows [N]; class -1 and value NaN are missing.
         store, decoder, augment: where images come from, how files become images, how images become input.
+        device: where batches are made without a trainer; with one it is the trainer's.
     """
 
     annotations: Annotations
@@ -73,6 +78,8 @@ class MultiTaskData(LightningDataModule):
         box_margin: float | None = 0.0,
         on_bad_image: str = "error",
         cache: bool = True,
+        placement: str = "auto",
+        sharing: int = 1,
         augment: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -80,6 +87,11 @@ class MultiTaskData(LightningDataModule):
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size or batch_size)):
             if value < 1:
                 raise UserError(f"data.{key} should be at least 1. Found {value}.")
+        if placement not in PLACEMENTS:
+            raise UserError(f"data.placement should be one of {', '.join(PLACEMENTS)}. Found {placement!r}.")
+        self.placement, self.sharing = placement, sharing
+        self.device = torch.device("cpu")
+        self._placed: tuple[torch.device, Placed] | None = None
         self.name = name
         self.root = Path(cache_dir) / name if root is None else Path(root)
         self.read = read
@@ -122,7 +134,8 @@ class MultiTaskData(LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Training batches an epoch, limits and accumulation aside; known without a Trainer, whose own count
         (`estimated_stepping_batches`) keeps Lightning from restoring a loader's state."""
-        return len(self._loader("train"))
+        self.setup()
+        return len(batch_bounds(len(self.indices["train"]), self.batch_size, drop_last=True))
 
     @property
     def train_targets(self) -> dict[str, Tensor]:
@@ -144,6 +157,13 @@ class MultiTaskData(LightningDataModule):
         """The input normalisation that the backbone's weights expect, per RGB channel on the 0..1 scale."""
         self.augment.set_normalization(mean, std)
 
+    def placed(self, device: torch.device) -> Placed:
+        """The images, where batches for `device` are made from; put there the first time."""
+        if self._placed is None or self._placed[0] != device:
+            self._placed = None  # what another device held can go
+            self._placed = device, place(self.store, device, self.placement, self.sharing)
+        return self._placed[1]
+
     def train_dataloader(self) -> BatchLoader:
         return self._loader("train")
 
@@ -156,8 +176,9 @@ class MultiTaskData(LightningDataModule):
     def _loader(self, split: str) -> BatchLoader:
         self.setup()
         training, trainer = split == "train", self.trainer
+        device = self.device if trainer is None else trainer.strategy.root_device
         loader = BatchLoader(
-            self.store,
+            self.placed(device),
             self.targets,
             self.indices[split],
             self.batch_size if training else self.eval_batch_size,
@@ -168,7 +189,7 @@ class MultiTaskData(LightningDataModule):
             # not trainer.current_epoch: it lags behind when a run goes on from the end of an epoch, and Lightning
             # restores the loader's state only within one
             epoch=trainer.fit_loop.epoch_progress.current.processed if trainer and training else 0,  # type: ignore[attr-defined]
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            device=device,
         )
         if training and trainer is not None:
             limit = trainer.limit_train_batches

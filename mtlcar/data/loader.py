@@ -2,17 +2,16 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtlcar.data.cache import ImageStore
+from mtlcar.data.placement import Placed
+from mtlcar.data.staging import Batch, Staging, to_device
 from mtlcar.errors import UserError
 
-Batch = dict[str, Any]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 ORDER, AUGMENT = 0, 1
 """Streams of random keys: where an image comes in an epoch, and how it is augmented there."""
@@ -48,7 +47,7 @@ class BatchLoader:
     goes on with the batch it would have given next.
 
     Args:
-        store: the images.
+        images: the images, within reach of `device`.
         targets: task -> labels of all rows of the annotations [N].
         rows: the rows of this split [n], in order.
         batch_size: images of a batch, over all processes.
@@ -59,12 +58,12 @@ class BatchLoader:
         batches_per_epoch: batches after which the caller ends an epoch, if before the last.
         epoch: number of the first epoch.
         prefetch: batches made in advance by a thread.
-        pin_memory: page-locked images, for asynchronous copies to a GPU.
+        device: where batches are made, all of their tensors; None: on the host.
     """
 
     def __init__(
         self,
-        store: ImageStore,
+        images: Placed,
         targets: Mapping[str, Tensor],
         rows: np.ndarray,
         batch_size: int,
@@ -76,18 +75,18 @@ class BatchLoader:
         batches_per_epoch: int | None = None,
         epoch: int = 0,
         prefetch: int = 2,
-        pin_memory: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         if batch_size < world_size:
             raise UserError(f"A batch of {batch_size} images cannot be split over {world_size} processes.")
-        self.store = store
-        self.targets = dict(targets)
+        self.images = images
+        self.targets = {task: y if device is None else y.to(device) for task, y in targets.items()}
         self.rows = np.asarray(rows, dtype=np.int64)
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.prefetch = prefetch
-        self.pin_memory = pin_memory
+        self.device = device
         self.bounds = batch_bounds(len(self.rows), batch_size, drop_last, world_size)
         self.batches_per_epoch = len(self.bounds) if batches_per_epoch is None else batches_per_epoch
         self.epoch = epoch
@@ -136,37 +135,35 @@ class BatchLoader:
         return self.rows[np.argsort(image_keys(self.seed, epoch, self.rows, ORDER), kind="stable")]
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        order = self.order(epoch)
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            queue: deque[Future[Batch]] = deque()
+        rows = self.order(epoch)
+        columns = self._columns(epoch, rows)
+        with Staging(self.device) as staging:
+            queue: deque[Any] = deque()
             submitted = first
-            try:
-                for k in range(first, len(self.bounds)):
-                    while submitted < min(k + 1 + self.prefetch, len(self.bounds)):
-                        queue.append(pool.submit(self._make, order, epoch, submitted))
-                        submitted += 1
-                    batch = queue.popleft().result()
-                    self._started, self.position = True, k + 1
-                    yield batch
-            finally:
-                for future in queue:
-                    future.cancel()
+            for k in range(first, len(self.bounds)):
+                while submitted < min(k + 1 + self.prefetch, len(self.bounds)):
+                    queue.append(staging.submit(self._make, rows, columns, submitted))
+                    submitted += 1
+                batch = staging.take(queue.popleft())
+                self._started, self.position = True, k + 1
+                yield batch
 
-    def _make(self, order: np.ndarray, epoch: int, k: int) -> Batch:
-        start, stop = self.bounds[k]
-        rows = order[start:stop][self.rank :: self.world_size]
-        index = torch.from_numpy(rows.copy())
-        out = None
-        if self.pin_memory:
-            out = torch.empty((len(rows), *self.store.shape), dtype=torch.uint8, pin_memory=True)
-        batch: Batch = {
-            "image": self.store.gather(rows, out),
-            "target": {task: y[index] for task, y in self.targets.items()},
-            "index": index,
-        }
+    def _columns(self, epoch: int, rows: np.ndarray) -> dict[str, Tensor]:
+        """All of an epoch's batches but the images, on the device. A batch is a slice of them, so that the thread that
+        makes it runs next to no Python, during which the step's thread would have to wait."""
+        index = to_device(torch.from_numpy(rows.copy()), self.device)
+        columns = {f"target/{task}": y.index_select(0, index) for task, y in self.targets.items()}
         if self.seed is not None:
-            batch["key"] = torch.from_numpy(image_keys(self.seed, epoch, rows, AUGMENT).view(np.int64))
-        return batch
+            keys = image_keys(self.seed, epoch, rows, AUGMENT).view(np.int64)
+            columns["key"] = to_device(torch.from_numpy(keys), self.device)
+        return {"index": index, **columns}
+
+    def _make(self, rows: np.ndarray, columns: dict[str, Tensor], k: int) -> Batch:
+        start, stop = self.bounds[k]
+        own = slice(start + self.rank, stop, self.world_size)
+        mine = {name: column[own] for name, column in columns.items()}
+        targets = {name.removeprefix("target/"): mine.pop(name) for name in columns if name.startswith("target/")}
+        return {"image": self.images.batch(rows[own], mine["index"]), "target": targets, **mine}
 
 
 def batch_bounds(n: int, batch_size: int, drop_last: bool, world_size: int = 1) -> list[tuple[int, int]]:

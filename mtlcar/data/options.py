@@ -25,6 +25,7 @@ PIPELINE_KEYS = (
     "box_margin",
     "on_bad_image",
     "cache",
+    "placement",
     "augment",
 )
 """Keys of every `data` yaml; all others are the reader's own options."""

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mtlcar.config import FOUND
-from mtlcar.runs.fingerprint import WITHOUT, canonical
+from mtlcar.runs.fingerprint import OFF, WITHOUT, canonical
 
 Settings = dict[str, Any]
 """Dotted key -> value (plain scalar, or text for a list or a mapping by task)."""
@@ -34,7 +34,7 @@ IGNORED = (
 
 def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
     """A composed configuration, flat. A mapping whose keys are all tasks (`weighting.weights`) stays one setting; a
-    method that is null is none."""
+    method that is null is none, and so is what older configurations do not have."""
     names = set(task_names)
     flat: Settings = {}
 
@@ -51,8 +51,9 @@ def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
                 flat[dotted] = _leaf(value, dotted)
 
     walk(config, "")
-    if flat.get(METHOD) is None:
-        flat.pop(METHOD, None)
+    for key in (METHOD, *OFF):
+        if flat.get(key) is None:
+            flat.pop(key, None)
     return flat
 
 

@@ -19,8 +19,11 @@ CHOICES = {
     "monitor_mode": (None, "max", "min"),
     "data.split": ("official", "stratified", "grouped"),
     "data.on_bad_image": ("error", "skip"),
+    "trainer.compile": (False, True, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "test_time_augmentation": ("none", "flips", "dihedral"),
 }
+SHARDED = ("fsdp", "deepspeed", "model_parallel")
+"""How the names of strategies begin under which no device has all weights."""
 
 
 def check(cfg: DictConfig) -> None:
@@ -55,6 +58,14 @@ def problems(cfg: DictConfig) -> Iterator[str]:
         yield (
             "trainer.check_val_every_n_epoch should be from 1 to trainer.max_epochs, because the best checkpoint is "
             f"found by validation. Found {every!r}."
+        )
+    ema, strategy = cfg.trainer.get("ema"), str(cfg.trainer.strategy)
+    if ema is not None and (not _is_number(ema) or not 0 < ema < 1):
+        yield f"trainer.ema should be null or a number above 0 and below 1, such as 0.999. Found {ema!r}."
+    elif ema is not None and strategy.startswith(SHARDED):
+        yield (
+            "trainer.ema averages whole weights, and trainer.strategy="
+            f"{strategy} gives each device a part of them. Use trainer=ddp, or trainer.ema=null."
         )
     if not _is_whole(cfg.seed) or not 0 <= cfg.seed < 2**32:
         yield f"seed should be a whole number from 0 to 2^32 - 1. Found {cfg.seed!r}."

@@ -13,7 +13,7 @@ from mtlcar.config import FOUND
 from mtlcar.errors import UserError
 from mtlcar.runs.files import read_json
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever code changes what a configuration computes."""
 
 WITHOUT = (
@@ -26,11 +26,15 @@ WITHOUT = (
     "hydra",
     "data.root",
     "data.cache",
+    "data.placement",
     "data.eval_batch_size",
     "backbone.weights",
     "trainer.log_every_n_steps",
 )
 """Keys that cannot change a result, or whose content enters as a digest instead of a path."""
+
+OFF = ("trainer.ema",)
+"""Keys that are younger than some runs, and whose null is what those were made with."""
 
 
 def canonical(value: Any) -> Any:
@@ -85,12 +89,13 @@ def fingerprint(cfg: DictConfig, digests: Mapping[str, str]) -> str:
     """12 hex digits. `digests`: what stands in for paths (annotations, weight file)."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    for key in WITHOUT:
+    for key in (*WITHOUT, *OFF):
         *parents, last = key.split(".")
         node: Any = plain
         for name in parents:
             node = node.get(name, {})
-        node.pop(last, None)
+        if key in WITHOUT or node.get(last) is None:
+            node.pop(last, None)
     for name, value in plain.get("trainer", {}).items():
         if name.startswith("limit_") and isinstance(value, int):
             plain["trainer"][name] = f"{value} batches"  # 1 is one batch and 1.0 all of them

@@ -11,18 +11,18 @@ class names, is in the file's metadata.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch.distributed as dist
 from torch import Tensor
 
 from mtlcar.errors import UserError
 from mtlcar.runs.files import replacing
 from mtlcar.tasks import TaskSet
+
+if TYPE_CHECKING:  # reading and writing come at the end of a run, and the imports would come before its first step
+    import pandas as pd
 
 TASKS_KEY = b"mtlcar.tasks"
 
@@ -95,6 +95,9 @@ def write_predictions(
         groups: names of their groups, or None where images are independent.
         confidence: whether scores are probabilities, so that the predicted class's is worth a column.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     index = np.asarray(rows.get("index", np.empty(0)), dtype=np.int64)
     columns: dict[str, Any] = {
         "index": pa.array(index),
@@ -125,12 +128,15 @@ def write_predictions(
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read_predictions(path: Path) -> tuple[pd.DataFrame, TaskSet]:
+def read_predictions(path: Path) -> "tuple[pd.DataFrame, TaskSet]":
     """The table (scores as arrays [C]) and the task set; `tasks[name].classes[i]` names class i.
 
     Raises:
         UserError: no such file, or not one that mtlcar wrote.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     if not path.is_file():
         raise UserError(f"No predictions at {path}: the run has not been tested yet. `mtlcar evaluate` does that.")
     try:

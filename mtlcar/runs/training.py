@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.build import Parts, make
 from mtlcar.compiled import compile_network
+from mtlcar.ema import WeightAverage
 from mtlcar.errors import UserError
 from mtlcar.finite import StopOnNonFinite
 from mtlcar.runs.checkpoint_files import ResumePoint
@@ -24,7 +25,7 @@ from mtlcar.runs.progress import progress
 from mtlcar.runs.timing import Timing
 
 log = logging.getLogger("mtlcar")
-NOT_TRAINER = ("name", "channels_last", "precision", "compile")
+NOT_TRAINER = ("name", "channels_last", "precision", "compile", "ema")
 
 
 def precision(cfg: DictConfig) -> str:
@@ -117,8 +118,10 @@ def fit(
         checkpoints.load_state_dict(point.own)
         timing.load_state_dict(point.callbacks["Timing"])
         return timing, checkpoints
+    decay = cfg.trainer.get("ema")
     callbacks = [
         StopOnNonFinite(cfg.trainer.log_every_n_steps),
+        *([] if decay is None else [WeightAverage(decay)]),
         timing,
         History(run_dir / "history.csv"),
         checkpoints,
@@ -130,7 +133,7 @@ def fit(
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.data.indices.items())
     log.info("%s: %s images; best checkpoint by %s", run_dir.name, sizes, parts.monitor)
     if cfg.trainer.compile:
-        compile_network(parts.module.architecture, Path(cfg.paths.cache))
+        compile_network(parts.module.architecture, Path(cfg.paths.cache), cfg.trainer.compile)
     if cfg.trainer.accumulate_grad_batches > 1 and not parts.module.weighting.constant:
         log.warning(
             "weighting=%s finds new weights for each of the %d micro-batches of a step.",
