@@ -22,7 +22,8 @@ from mtlcar.data import cache as cache_module
 from mtlcar.data import cache_key
 from mtlcar.data.annotations import Annotations
 from mtlcar.data.cache import ImageCache, ImageStream, open_store
-from mtlcar.data.decode import DamagedImageError, ImageDecoder, crop_window
+from mtlcar.data.decode import ImageDecoder
+from mtlcar.data.picture import DamagedImageError
 from mtlcar.errors import UserError
 
 
@@ -142,30 +143,6 @@ def test_box_and_margin_cut_what_they_say(tmp_path: Path) -> None:
     assert np.array_equal(wider, np.asarray(image))
     assert np.array_equal(ImageDecoder(40, margin=None)(tmp_path / "a.png", box), np.asarray(image))
     assert np.array_equal(ImageDecoder(40)(tmp_path / "a.png", np.full(4, np.nan)), np.asarray(image))
-
-
-@given(
-    st.tuples(st.integers(1, 300), st.integers(1, 300)),
-    st.lists(st.floats(-400, 700, width=32), min_size=4, max_size=4),
-    st.floats(0, 2),
-)
-def test_a_crop_window_is_inside_the_picture_or_an_error(
-    size: tuple[int, int], box: list[float], margin: float
-) -> None:
-    try:
-        x1, y1, x2, y2 = crop_window("a.jpg", size, np.array(box), margin)
-    except DamagedImageError:
-        return
-    assert 0 <= x1 < x2 <= size[0]
-    assert 0 <= y1 < y2 <= size[1]
-
-
-def test_a_box_a_few_pixels_outside_is_clipped_and_one_further_out_is_refused() -> None:
-    assert crop_window("a.jpg", (100, 50), np.array([-3.0, 0, 99, 51])) == (0, 0, 99, 50)
-    with pytest.raises(UserError, match=r"a\.jpg.*outside.*\(20, 0, 120, 50\).*100 x 50"):
-        crop_window("a.jpg", (100, 50), np.array([20.0, 0, 120, 50]))
-    with pytest.raises(UserError, match="empty box"):
-        crop_window("a.jpg", (100, 50), np.array([20.0, 0, 20, 50]))
 
 
 def damage(file: Path, kind: str) -> None:

@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 log = logging.getLogger(__name__)
 
 CHUNK = 32
-"""Items a thread takes at a time."""
+"""Items a thread takes at a time, at most; fewer where that would leave threads without work, or one with the rest."""
+SHARES = 32
+"""Chunks of each thread, at least, where there are items enough."""
 PROGRESS_AFTER = 1.0
 """Seconds of work after which a progress bar (on a terminal) or a log line (elsewhere) appears."""
 
@@ -26,8 +28,11 @@ def cpus() -> int:
 def in_parallel(work: Callable[[int], None], count: int, title: str) -> None:
     """`work(0)` ... `work(count - 1)` in threads, in no particular order; the first exception ends it."""
 
+    threads = cpus()
+    size = max(1, min(CHUNK, count // (SHARES * threads)))
+
     def chunk(start: int) -> int:
-        stop = min(start + CHUNK, count)
+        stop = min(start + size, count)
         for i in range(start, stop):
             work(i)
         return stop - start
@@ -36,9 +41,9 @@ def in_parallel(work: Callable[[int], None], count: int, title: str) -> None:
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     task = progress.add_task(title, total=count)
     begin, shown = time.monotonic(), False
-    with ThreadPoolExecutor(cpus(), thread_name_prefix="mtlcar") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="mtlcar") as pool:
         try:
-            for done in pool.map(chunk, range(0, count, CHUNK)):
+            for done in pool.map(chunk, range(0, count, size)):
                 progress.update(task, advance=done)
                 if not shown and time.monotonic() - begin > PROGRESS_AFTER:
                     shown = True

@@ -1,0 +1,112 @@
+"""One picture file to 8-bit pixels, every fault named; JPEG files smaller than they are where that is enough."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from mtlcar.errors import UserError
+
+MAX_PIXELS = 80_000_000
+"""Larger pictures are refused: no dataset here has them, decompression bombs do (Pillow itself warns at 89 million)."""
+REDUCTIONS = (8, 4, 2)
+"""By how much a JPEG decoder can shrink a picture: it turns each block of 8 x 8 into fewer pixels."""
+
+
+class DamagedImageError(UserError):
+    """A picture that cannot be used; `reason` says why, without the file's name."""
+
+    def __init__(self, file: Path | str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.reason = reason
+
+
+def open_picture(file: Path) -> Image.Image:
+    """The picture of a file, its size known; a JPEG file's pixels are not decoded yet.
+
+    Raises:
+        DamagedImageError: no picture, or one of more than `MAX_PIXELS`.
+    """
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise DamagedImageError(file, "there is no such file") from None
+    except OSError as error:
+        raise DamagedImageError(file, f"cannot be read ({error.strerror})") from None
+    if not data:
+        raise DamagedImageError(file, "the file is empty (0 bytes)")
+    with _faults_named(file):
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise DamagedImageError(file, f"{image.width} x {image.height} pixels, more than {MAX_PIXELS} are refused")
+        if not isinstance(image, JpegImageFile):
+            image.load()  # some formats tell their true size only now
+    return image
+
+
+def reduction(image: Image.Image, window: tuple[int, int], enough: tuple[int, int]) -> int:
+    """The largest reduction of a JPEG picture (1, 2, 4 or 8) whose `window` keeps `enough` pixels.
+
+    Args:
+        image: as `open_picture` gave it; of any other format: 1.
+        window: width and height of what is needed of it, pixels of the full picture.
+        enough: width and height that must remain of the window.
+    """
+    if isinstance(image, JpegImageFile):
+        for factor in REDUCTIONS:
+            if window[0] >= factor * enough[0] and window[1] >= factor * enough[1]:
+                return factor
+    return 1
+
+
+def load_pixels(file: Path, image: Image.Image, factor: int = 1) -> tuple[Image.Image, int]:
+    """The decoded picture in mode RGB or L as stored, and its EXIF orientation (1: upright), not yet applied.
+
+    Args:
+        factor: the sides are 1/factor of the picture's, rounded up (`reduction`); pixel i covers i to i + 1 of
+            1/factor of the full picture, so that the last one may reach beyond its edge.
+    """
+    with _faults_named(file):
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
+        image.load()
+        return _to_8_bit(image), _orientation(image)
+
+
+@contextmanager
+def _faults_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (DamagedImageError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError:
+        raise DamagedImageError(file, "not a picture, or in an unknown format") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        raise DamagedImageError(file, f"cannot be decoded ({error})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block does not make the pixels unusable
+        return 1
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode in ("RGB", "L"):  # a copy of a large picture takes as long as resizing it
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"pixels from {values.min()} to {values.max()}; save it with 8 or 16 bit a channel")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bit a channel")
+    return image.convert("RGB")
