@@ -24,15 +24,32 @@ skipped. Runs of no recorded command go on one by one. Overrides may be of what 
   mtlcar resume runs/first/4f0c81aa2b17 logger=csv data.root=ELSEWHERE
 """
 BENCH_EPILOG = """\
-Steps are interleaved in one process, each next to one under `equal` (weightings) or of `parallel` (step), on a random
-batch: no dataset is read. ResNet-18, 64 px, batch 16 unless overrides say otherwise; weighting.KEY=VALUE, or
-architecture.KEY=VALUE, reaches those that have the key. `step` also counts parameters and multiply-adds, and times one
-image: all tasks, and each task alone.
+weightings, step: steps are interleaved in one process, each next to one under `equal` (weightings) or of `parallel`
+(step), on a random batch: no dataset is read. ResNet-18, 64 px, batch 16 unless overrides say otherwise;
+weighting.KEY=VALUE, or architecture.KEY=VALUE, reaches those that have the key. `step` also counts parameters and
+multiply-adds, and times one image: all tasks, and each task alone.
+
+pipeline: images a second of one training step, by turns on one resident batch (model), from mtlcar's loader, and from a
+DataLoader with torchvision's transforms (plain), of a dataset: synthetic_cars unless overrides say otherwise. Measured
+twice: flip 0.5 and crop_scale [0.5,1]; and with colour jitter 0.4, 0.4, 0.4, 0.1; data.augment.KEY=VALUE measures the
+dataset's own augmentation with that instead. data.cache=false decodes while training.
+
+startup: seconds of what a run does before its first step. sweep: a small sweep, with --jobs runs at once.
 
   mtlcar bench weightings --tasks 2 3 --only pcgrad cagrad
   mtlcar bench weightings --json backbone=resnet50 data.image_size=224 data.batch_size=32
   mtlcar bench step --only parallel,cascade weighting=uncertainty data.image_size=128
+  mtlcar bench pipeline data=stanford_cars data.root=DIR data.image_size=128 data.batch_size=32 backbone=resnet50
 """
+BENCH_ROUNDS = {"weightings": 12, "step": 12, "pipeline": 7, "startup": 5, "sweep": 1}
+BENCH_OPTIONS = {
+    "tasks": ("weightings", "step"),
+    "only": ("weightings", "step"),
+    "peers": ("weightings",),
+    "workers": ("pipeline",),
+    "jobs": ("sweep",),
+}
+"""Which of the measurements read an option."""
 RUNS_EPILOG = """\
 Nothing is changed. Runs are given by directory, or by the beginning of a fingerprint or of SWEEP/FINGERPRINT.
 
@@ -103,16 +120,27 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench.add_argument(
-        "what", choices=("weightings", "step"), help="a training step under every weighting, or of every architecture"
+        "what",
+        choices=tuple(BENCH_ROUNDS),
+        help="a training step under every weighting, or of every architecture; the input pipeline beside the model; a "
+        "run's start; a sweep",
     )
     bench.add_argument("overrides", nargs="*", help="such as backbone=tiny data.batch_size=8 threads=1")
     bench.add_argument("--json", action="store_true", help="print the rows as JSON")
-    bench.add_argument("--tasks", nargs="+", metavar="N", help="numbers of tasks (default: 2 3; step: 2)")
-    bench.add_argument("--rounds", type=int, default=12, help="times that each is measured (default: 12)")
-    bench.add_argument("--only", nargs="+", metavar="NAME", help="these of them (default: all)")
+    defaults = ", ".join(f"{what} {n}" for what, n in BENCH_ROUNDS.items())
+    bench.add_argument("--rounds", type=int, help=f"times that each is measured (default: {defaults})")
+    bench.add_argument("--tasks", nargs="+", metavar="N", help="numbers of tasks (default: weightings 2 3, step 2)")
+    bench.add_argument("--only", nargs="+", metavar="NAME", help="weightings, step: these of them (default: all)")
     bench.add_argument(
         "--peers", action="store_true", help="weightings: LibMTL's and TorchJD's too, where they can be imported"
     )
+    bench.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="pipeline: processes of the plain loader (default: one a core, at most 8)",
+    )
+    bench.add_argument("--jobs", nargs="+", metavar="N", help="sweep: numbers of runs at once (default: powers of two)")
 
     return top
 
@@ -213,36 +241,62 @@ def run_train(args: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(compose_config(args.overrides)), end="")
         return 0
-    from mtlcar.runs.output import lasting_output
-    from mtlcar.sweeps.launch import train
+    from mtlcar.sweeps.spare import SPARE
 
-    with lasting_output():
-        return train(args.overrides, multirun=args.multirun, show_traceback=args.traceback)
+    if not any(word.startswith(("hydra/launcher=", "hydra/sweeper=")) for word in args.overrides):
+        SPARE.expect(1)
+    try:
+        from mtlcar.runs.output import lasting_output
+        from mtlcar.sweeps.launch import train
+
+        with lasting_output():
+            return train(args.overrides, multirun=args.multirun, show_traceback=args.traceback)
+    finally:
+        SPARE.expect(0)
 
 
 def run_bench(args: argparse.Namespace) -> int:
     overrides = list(args.overrides)
-    for words in (args.tasks or [], args.only or []):  # these options take all words up to the next one
+    for words in (args.tasks or [], args.only or [], args.jobs or []):  # these take all words up to the next option
         overrides += [word for word in words if "=" in word]
         words[:] = [part for word in words if "=" not in word for part in word.split(",") if part]
-    if args.tasks is None:
-        args.tasks = ["2", "3"] if args.what == "weightings" else ["2"]
-    wrong = [word for word in args.tasks if not word.isdecimal()]
-    if wrong:
-        raise UserError(f"--tasks should be numbers of tasks, such as --tasks 2 3. Found {wrong[0]!r}.")
-    tasks = [int(word) for word in args.tasks]
+    for option, readers in BENCH_OPTIONS.items():
+        if getattr(args, option) not in (None, False) and args.what not in readers:
+            others = " and ".join(f"`mtlcar bench {reader}`" for reader in readers)
+            raise UserError(f"--{option} is of {others}, not of `mtlcar bench {args.what}`.")
+    rounds = BENCH_ROUNDS[args.what] if args.rounds is None else args.rounds
+    if args.what == "pipeline":
+        from mtlcar.bench import pipeline
+
+        return pipeline.command(overrides, rounds=rounds, workers=args.workers, as_json=args.json)
+    if args.what == "startup":
+        from mtlcar.bench import startup
+
+        return startup.command(overrides, rounds=rounds, as_json=args.json)
+    if args.what == "sweep":
+        from mtlcar.bench import jobs
+
+        at_once = whole_numbers("--jobs", args.jobs, "of runs at once, such as --jobs 1 2") if args.jobs else None
+        return jobs.command(overrides, rounds=rounds, at_once=at_once, as_json=args.json)
+    default = ["2", "3"] if args.what == "weightings" else ["2"]
+    tasks = whole_numbers("--tasks", default if args.tasks is None else args.tasks, "of tasks, such as --tasks 2 3")
     if args.what == "step":
-        if args.peers:
-            raise UserError("--peers is of `mtlcar bench weightings`; `mtlcar bench step` measures architectures.")
         from mtlcar.bench import step
 
-        return step.command(overrides, tasks=tasks, rounds=args.rounds, only=args.only, as_json=args.json)
+        return step.command(overrides, tasks=tasks, rounds=rounds, only=args.only, as_json=args.json)
 
     from mtlcar.bench import weightings
 
     return weightings.command(
-        overrides, tasks=tasks, rounds=args.rounds, only=args.only, peers=args.peers, as_json=args.json
+        overrides, tasks=tasks, rounds=rounds, only=args.only, peers=args.peers, as_json=args.json
     )
+
+
+def whole_numbers(option: str, words: Sequence[str], what: str) -> list[int]:
+    wrong = [word for word in words if not word.isdecimal()]
+    if wrong:
+        raise UserError(f"{option} should be numbers {what}. Found {wrong[0]!r}.")
+    return [int(word) for word in words]
 
 
 def run_runs(args: argparse.Namespace) -> int:

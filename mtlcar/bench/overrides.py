@@ -69,3 +69,19 @@ def own_configs(
         mine = [o for o, key in keys.items() if reads(cfg, key)]
         found[name] = compose_config([*rest, f"{group}={name}", *mine])[group] if mine else cfg
     return found
+
+
+def completed(overrides: Sequence[str], setting: Mapping[str, str], *, ours: Sequence[str] = ()) -> list[str]:
+    """The overrides, and `setting` where they say nothing.
+
+    Args:
+        ours: keys that the measurement sets itself.
+    """
+    parsed = parse(overrides)
+    for o in parsed:
+        if o.is_sweep_override():
+            raise UserError(f"{o.input_line!r} lists several values; mtlcar bench measures one setting.")
+        if o.key_or_group in ours:
+            raise UserError(f"{o.input_line!r}: the measurement sets {o.key_or_group} itself. Leave it out.")
+    given = {o.key_or_group for o in parsed}
+    return [*(f"{key}={value}" for key, value in setting.items() if key not in given), *overrides]

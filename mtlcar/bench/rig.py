@@ -69,16 +69,7 @@ class Rig:
     """
 
     def __init__(self, cfg: DictConfig, tasks: int) -> None:
-        quiet_lightning()
-        torch.manual_seed(cfg.seed)
-        self.cfg = cfg
-        try:
-            self.trainer = make_trainer(cfg, [], [], Path())
-        except (TypeError, ValueError) as error:
-            raise UserError(f"trainer={cfg.trainer.name}: {error}") from error
-        if self.trainer.world_size > 1:
-            raise UserError("mtlcar bench measures one process: use trainer.devices=1.")
-        self.device = self.trainer.strategy.root_device
+        self._begin(cfg)
         dataset_tasks = made_up_tasks(tasks)
         self.label_transform = make(cfg.label_transform, tasks=dataset_tasks)
         self.architecture: Architecture = build_architecture(cfg, self.label_transform.encoded_tasks(dataset_tasks))
@@ -86,7 +77,7 @@ class Rig:
         if len(self.tasks) != tasks:
             raise UserError(f"architecture={cfg.architecture.name} trains {len(self.tasks)} of {tasks} tasks only.")
         self.batch = made_up_batch(dataset_tasks, cfg, self.device)
-        self.module = MultiTaskModule(
+        module = MultiTaskModule(
             tasks=dataset_tasks,
             architecture=self.architecture,
             weighting=make(cfg.weighting, tasks=self.tasks),
@@ -98,10 +89,28 @@ class Rig:
             total_steps=1,
             monitor="val/loss",
             channels_last=cfg.trainer.channels_last,
-        ).to(self.device)
+        )
+        self._hold(module)
+
+    def _begin(self, cfg: DictConfig) -> None:
+        """The trainer that a run would have, and with it the device."""
+        quiet_lightning()
+        torch.manual_seed(cfg.seed)
+        self.cfg = cfg
+        try:
+            self.trainer = make_trainer(cfg, [], [], Path())
+        except (TypeError, ValueError) as error:
+            raise UserError(f"trainer={cfg.trainer.name}: {error}") from error
+        if self.trainer.world_size > 1:
+            raise UserError("mtlcar bench measures one process: use trainer.devices=1.")
+        self.device = self.trainer.strategy.root_device
+
+    def _hold(self, module: MultiTaskModule) -> None:
+        """The module on the device, ready to be trained."""
+        self.module = module.to(self.device)
         self.module.train()
-        if cfg.trainer.compile:
-            compile_network(self.architecture, Path(cfg.paths.cache))
+        if self.cfg.trainer.compile:
+            compile_network(module.architecture, Path(self.cfg.paths.cache), self.cfg.trainer.compile)
         self.module.log = self.module.log_dict = lambda *args, **kwargs: None  # type: ignore[assignment,method-assign]
         self.optimizer: torch.optim.Optimizer | None = None
 

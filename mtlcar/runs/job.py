@@ -3,12 +3,17 @@
 Reads `config.yaml` of the run directory and needs nothing else, so every launcher, a restart and Lightning's DDP
 can run the same command. A run that was stopped or killed goes on from its newest good checkpoint.
 
+`--await` in place of the directory waits for it on stdin (`awaited`).
+
 Exit status: 0 finished, 2 the user can repair it, 1 anything else, 75 another process works in this run directory,
 128 + signal stopped (130 Ctrl-C, 143 SIGTERM).
 """
 
 import contextlib
+import importlib
+import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -18,7 +23,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.errors import UserError
-from mtlcar.runs.files import clear_leftovers, read_json, write_text
+from mtlcar.runs.files import clear_leftovers
 from mtlcar.runs.interrupts import INTERRUPTS, Stopped, die_with_parent
 from mtlcar.runs.lease import gpus_wanted, lease
 from mtlcar.runs.lock import Busy, run_lock
@@ -122,79 +127,32 @@ def console_handler() -> logging.Handler:
 
 
 def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
-    """Fit, test the best checkpoint, write metrics, predictions and figures, then DONE."""
-    import lightning
-    import torch
+    from mtlcar.runs import run
 
-    from mtlcar.build import build, check_parts, make
-    from mtlcar.logs.loggers import finish, update_config
-    from mtlcar.runs.checkpoint_files import resume_point
-    from mtlcar.runs.fingerprint import as_given, fingerprint, refuse_other_content
-    from mtlcar.runs.history import log_row
-    from mtlcar.runs.memory import keep_freed_memory
-    from mtlcar.runs.names import run_name, wandb_id
-    from mtlcar.runs.results import metrics_json, score, write_results
-    from mtlcar.runs.search import keep_constants, search
-    from mtlcar.runs.training import fit, quiet_lightning, tag_list
-    from mtlcar.tasks import TaskSet
+    run.run(run_dir, cfg, status)
 
-    quiet_lightning()
-    check_parts(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")))  # before anything is decoded
-    torch.set_num_threads(cfg.threads)
-    keep_freed_memory()
-    # Deterministic mode would fill every new tensor with NaN, which finds bugs of kernels and costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    parts = build(cfg)
-    refuse_other_content(run_dir, cfg, parts.data.annotations.digest())
-    mark = fingerprint(as_given(cfg), read_json(run_dir / "digests.json"))
-    point, passed_over = resume_point(run_dir / "checkpoints", repair=is_main_process())
-    if point is not None and point.own["run"] != mark:
-        raise UserError(
-            f"{point.path} is of another configuration or version of mtlcar (run {point.own['run']}, this is {mark}). "
-            f"Train it as a new run, or remove {point.path.parent} to begin this one again."
-        )
-    for words in passed_over:
-        log.warning("%s.", words)
-    loggers = make(
-        cfg.logger,
-        run_dir=run_dir,
-        run_name=run_name(cfg),
-        run_id=wandb_id(cfg, run_dir),
-        group=str(cfg.sweep),
-        job_type="train",
-        config=OmegaConf.to_container(cfg, resolve=True),
-        tags=tag_list(cfg),
-    )
-    code = 1
+
+def awaited() -> list[str]:
+    """The words of a job that was started before it was known which run it would do: they come as a line of JSON on
+    stdin, while everything that takes long to import is imported. No words: the parent has ended, or needs no job.
+
+    Nothing of this touches CUDA: the GPUs are leased afterwards.
+    """
     try:
-        searched = search(cfg, parts, run_dir)
-        keep_constants(cfg, parts, run_dir, write=is_main_process())
-        update_config(loggers, {"label_transform": OmegaConf.to_container(cfg.label_transform, resolve=True)})
-        for logger in loggers:
-            logger.resume(0 if point is None else point.own["rows"])
-        if status is not None and point is not None:
-            status.write(resumed_step=point.step, step=point.step, epoch=point.epoch)
-            log.info("going on after step %d (epoch %d) from %s", point.step, point.epoch + 1, point.path.name)
-        saved = None if status is None else status.saved
-        timing, checkpoints = fit(cfg, parts, run_dir, loggers, point, run=mark, saved=saved)
-        timing.search_seconds = searched
-        values, predictions, tables = score(cfg, parts, run_dir / "checkpoints" / "best.ckpt")
-        log_row(loggers, values, checkpoints.steps)
-        rows = predictions.rows()  # a collective: every process of a job takes part
-        if is_main_process():
-            result = metrics_json(parts, run_dir, timing, checkpoints, values, tables, loggers, rows)
-            write_results(run_dir, parts, result, rows, loggers)
-        code = 0
-    except Stopped as stop:
-        code = stop.status
-        raise
-    finally:
-        finish(loggers, code)
-    if is_main_process():
-        write_text(run_dir / "DONE", "")
+        die_with_parent()
+        importlib.import_module("mtlcar.runs.run")
+    except Stopped:
+        return []
+    except Exception as error:  # whatever is wrong with an installation is said where it is needed
+        log.debug("%s", error)
+    words = json.loads(sys.stdin.readline() or "[]")
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    sys.argv[1:] = words  # Lightning starts a job's further processes with these
+    return list(words)
 
 
 if __name__ == "__main__":
     with lasting_output():
-        sys.exit(main(Path(sys.argv[1]), show_traceback="--traceback" in sys.argv[2:]))
+        arguments = awaited() if sys.argv[1:] == ["--await"] else sys.argv[1:]
+        sys.exit(main(Path(arguments[0]), show_traceback="--traceback" in arguments[1:]) if arguments else 0)

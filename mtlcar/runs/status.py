@@ -18,9 +18,10 @@ class Status:
     """Writes RUN_DIR/status.json when a session begins, after every checkpoint, and when it ends.
 
     Keys: `state` (running, finished, failed, interrupted), `started`, `updated`, `ended` (ISO 8601, UTC, of this
-    session), `pid`, `host`, `sessions` (how often the run was started), `resumed_step` (optimizer step at which this
-    session went on; None: from the start), `step`, `epoch`, `seconds` (wall, this session), `error` (first line). A
-    `running` whose process is gone was killed.
+    session), `first_step` (when this session's first optimizer step was done, seconds since the epoch; None: none yet),
+    `pid`, `host`, `sessions` (how often the run was started), `resumed_step` (optimizer step at which this session went
+    on; None: from the start), `step`, `epoch`, `seconds` (wall, this session), `error` (first line). A `running` whose
+    process is gone was killed.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -31,6 +32,7 @@ class Status:
             "started": now(),
             "updated": now(),
             "ended": None,
+            "first_step": None,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "sessions": int(read_status(run_dir).get("sessions", 0)) + 1,
@@ -58,6 +60,11 @@ class Status:
         """A checkpoint is there. The disk may have had room for no more."""
         with contextlib.suppress(OSError):
             self.write(step=step, epoch=epoch)
+
+    def stepped(self, when: float) -> None:
+        """The first optimizer step of this session was done then. As `saved`, never at the cost of the run."""
+        with contextlib.suppress(OSError):
+            self.write(first_step=when)
 
 
 def now() -> str:

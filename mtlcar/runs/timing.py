@@ -3,8 +3,10 @@
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 KEPT = 10_000
@@ -83,3 +85,27 @@ class Timing(Callback):
             "train_images_per_second": round(self.images / self.training, 3) if self.training else 0.0,
             "step_ms_median": round(1e3 * statistics.median(self.steps), 3) if self.steps else 0.0,
         }
+
+
+class FirstStep(Callback):
+    """Says when the first optimizer step of this session was done, on the device too: from then on a run computes. It
+    waits for the device at that step alone.
+
+    Args:
+        say: called once, with seconds since the epoch, in the main process.
+    """
+
+    def __init__(self, say: Callable[[float], None]) -> None:
+        self.say = say
+        self._before: int | None = None  # optimizer steps of earlier sessions; None: nothing to say (any more)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self._before is None or trainer.global_step == self._before:
+            return
+        self._before = None
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self.say(time.time())

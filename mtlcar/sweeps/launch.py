@@ -1,6 +1,7 @@
 """`mtlcar train`: compose and check every cell first, then run each as a process of its own."""
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from mtlcar.sweeps.cells import Cell
 from mtlcar.sweeps.launcher import Hydra
 from mtlcar.sweeps.one_run import run_cell
 from mtlcar.sweeps.record import RecordedCell, make_record
+from mtlcar.sweeps.spare import SPARE
 from mtlcar.sweeps.stopping import Stop
 from mtlcar.sweeps.sweep import Planned, carry_out, new_call
 
@@ -81,7 +83,11 @@ def train_sweep(
     journals = [make_record(typed, folder, recorded(unique), threads).write(folder) for folder in folders]
     task = CellTask(new_call(), journals[0], show_traceback=show_traceback, threads=threads)
 
+    here = bool(cfg.hydra.launcher._target_.endswith(".BasicLauncher"))
+    idle = shutil.which("nvidia-smi") is not None or all(cell.cfg.threads < cores() for cell in unique)
+
     def work(todo: Sequence[Planned], task: CellTask, stop: Stop) -> None:
+        SPARE.expect(len(todo) if here else 0, ahead=idle)
         with Hydra(arguments, folders[0]) as hydra:
             hydra.launch([cell.overrides for cell in todo], task, stop)
 

@@ -17,11 +17,14 @@ from mtlcar.runs.ranks import is_main_process
 from mtlcar.runs.status import read_status
 from mtlcar.sweeps.cells import Cell
 from mtlcar.sweeps.outcomes import Outcome, is_done
+from mtlcar.sweeps.spare import SPARE, job_words
 from mtlcar.sweeps.stopping import SIGNALS, Stop
 from mtlcar.sweeps.worker import job_environment
 
 JOINING = 600.0
 """Seconds that a further machine's process of a run waits for the first one to write the run directory."""
+SETTLED = 5.0
+"""Seconds after which the next run's job may begin to import."""
 POLL = 0.25
 """Seconds between two looks at the job and at what may stop it."""
 TELLS = {128 + number for number in SIGNALS}
@@ -32,7 +35,7 @@ Started = Callable[[Outcome], None]
 
 def job_command(directory: Path, *, show_traceback: bool = False) -> list[str]:
     """What is started for one run. It reads the directory's config.yaml and goes on with what is there."""
-    return [sys.executable, "-m", "mtlcar.runs.job", str(directory), *(["--traceback"] if show_traceback else [])]
+    return [sys.executable, "-m", "mtlcar.runs.job", *job_words(directory, show_traceback=show_traceback)]
 
 
 def run_cell(
@@ -115,7 +118,7 @@ def run_directory(
     """The job of a written run directory, and what became of it."""
     directory, began = Path(blank.directory), time.monotonic()
     started(blank)
-    job = subprocess.Popen(
+    job = SPARE.take(job_words(directory, show_traceback=show_traceback)) or subprocess.Popen(
         job_command(directory, show_traceback=show_traceback),
         env=job_environment(),
         stdin=subprocess.DEVNULL,
@@ -134,9 +137,11 @@ def run_directory(
 
 def wait(job: "subprocess.Popen[bytes]", stop: Stop) -> int:
     """The job's exit status. Every signal that `stop` has noted is handed on, and the job is given the time to save."""
-    told = 0
+    told, began = 0, time.monotonic()
     try:
         while True:
+            if time.monotonic() - began > SETTLED and not stop.requested:
+                SPARE.prepare_next()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return job.wait(timeout=POLL)
             while stop.requested and told < stop.count:
