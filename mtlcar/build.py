@@ -143,7 +143,7 @@ def check_parts(cfg: DictConfig, tasks: TaskSet) -> None:
     resolve_monitor(cfg, predicted_tasks(tasks, label_transform, architecture.tasks), architecture.tasks)
     make_augment(plain(cfg.data.augment))
     refuse_impossible(architecture, weighting)
-    refuse_graphs(cfg.trainer.compile, weighting, cfg.trainer.accumulate_grad_batches)
+    refuse_graphs(cfg.trainer.compile, architecture, weighting, cfg.trainer.accumulate_grad_batches)
     refuse_averaging(architecture, cfg.get("test_time_augmentation", "none"))
 
 

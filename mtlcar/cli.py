@@ -261,7 +261,8 @@ def run_bench(args: argparse.Namespace) -> int:
         overrides += [word for word in words if "=" in word]
         words[:] = [part for word in words if "=" not in word for part in word.split(",") if part]
     for option, readers in BENCH_OPTIONS.items():
-        if getattr(args, option) not in (None, False) and args.what not in readers:
+        given = getattr(args, option)
+        if given is not None and given is not False and args.what not in readers:
             others = " and ".join(f"`mtlcar bench {reader}`" for reader in readers)
             raise UserError(f"--{option} is of {others}, not of `mtlcar bench {args.what}`.")
     rounds = BENCH_ROUNDS[args.what] if args.rounds is None else args.rounds

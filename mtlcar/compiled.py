@@ -14,12 +14,14 @@ MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 GRAPHS = MODES[:2]
 
 
-def refuse_graphs(mode: bool | str, weighting: Weighting, accumulated: int) -> None:
-    """UserError where the gradients of a CUDA graph would be kept while it is played again, into the same memory."""
+def refuse_graphs(mode: bool | str, architecture: Architecture, weighting: Weighting, accumulated: int) -> None:
+    """UserError where what a CUDA graph gives is still needed while it, or one beside it in memory, is played again."""
     if mode not in GRAPHS:
         return
     if weighting.takes_gradients_apart and weighting.level == "parameters":
         reason = f"weighting={weighting.name} at weighting.level=parameters walks it once a task"
+    elif len(list(architecture.compiled_parts())) > 1:
+        reason = f"architecture={architecture.name} calls several, one after another"
     elif accumulated > 1:
         reason = f"trainer.accumulate_grad_batches={accumulated} adds up what several walks give"
     else:

@@ -46,6 +46,7 @@ class WeightAverage(Callback):
     - DDP: all processes have the same parameters and so the same average. Of BatchNorm's statistics, which differ
       without `sync_batchnorm`, the first process's count: they are saved, and DDP gives them to the others in the first
       batch of a validation.
+    - The short trainings of a label transform's search have none: what they compare is far from the end of a training.
     - Sharded parameters (FSDP) are refused in `mtlcar.runs.check`.
 
     Args:

@@ -83,7 +83,9 @@ def test_so_many_jobs_are_at_work_at_once(ledger: Path, capsys: pytest.CaptureFi
     for row in rows:
         assert row["runs_per_hour"] == pytest.approx(3600 * 4 / row["seconds"], rel=0.01)
         assert row["ratio_to_one"] == pytest.approx(rows[0]["seconds"] / row["seconds"], rel=0.01)
-    for group, words in read(ledger).items():
+    groups = read(ledger)
+    assert groups.pop("first") == [["began", "None"], ["ended", "None"]], "one run before anything is timed"
+    for group, words in groups.items():
         at_work = [0]
         for word, waiting in words:
             at_work.append(at_work[-1] + (1 if word == "began" else -1))

@@ -109,15 +109,17 @@ def test_the_modes_of_the_compiler_reach_it(own_cache: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_a_cuda_graph_is_refused_where_it_would_be_played_into_gradients_that_are_still_needed(mode: str) -> None:
-    tasks = network().tasks
+    parallel, tasks = network(), network().tasks
     apart, at_once = (MGDA(tasks=tasks, level=level) for level in ("parameters", "representation"))
     with pytest.raises(UserError, match=rf"trainer.compile={mode} records .* walks it once a task"):
-        refuse_graphs(mode, apart, 1)
+        refuse_graphs(mode, parallel, apart, 1)
     with pytest.raises(UserError, match="accumulate_grad_batches=2 adds up"):
-        refuse_graphs(mode, at_once, 2)
-    refuse_graphs(mode, at_once, 1)
+        refuse_graphs(mode, parallel, at_once, 2)
+    with pytest.raises(UserError, match="architecture=mtan calls several"):
+        refuse_graphs(mode, build("mtan", PAIR), at_once, 1)
+    refuse_graphs(mode, parallel, at_once, 1)
     for other in (True, False, "max-autotune-no-cudagraphs"):
-        refuse_graphs(other, apart, 2)
+        refuse_graphs(other, parallel, apart, 2)
 
 
 @pytest.mark.gpu

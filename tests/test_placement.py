@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtlcar.data import placement
+from mtlcar.data import free_memory, placement
 from mtlcar.data.cache import ImageCache, ImageStream
+from mtlcar.data.free_memory import free_on_host
 from mtlcar.data.loader import BatchLoader
-from mtlcar.data.placement import Gathered, PageLocked, Placed, Resident, copied, free_on_host, place
+from mtlcar.data.placement import Gathered, PageLocked, Placed, Resident, on_device, page_locked, place
 from mtlcar.data.staging import Staging
 from mtlcar.errors import UserError
 from tests.test_datamodule import cache, make
@@ -30,11 +31,10 @@ def store_of(folder: Path) -> ImageCache:
 
 
 def everywhere(store: ImageCache, device: torch.device) -> dict[str, Placed]:
-    empty = torch.empty(store.images.shape, dtype=torch.uint8)
     return {
         "mmap": Gathered(store, device),
-        "device": Resident(copied(store, empty.to(device))),
-        "pinned": PageLocked(copied(store, empty), device),
+        "device": Resident(on_device(store, device)),
+        "pinned": PageLocked(page_locked(store, pin=False), device),
     }
 
 
@@ -45,7 +45,7 @@ def batches(images: Placed, device: torch.device) -> list[dict[str, Tensor]]:
 
 
 def test_a_batch_is_the_same_wherever_the_images_lie(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "CHUNK", 5 * 3 * 8 * 8)  # several portions, the last one smaller
+    monkeypatch.setattr(placement, "PORTION", 5 * 3 * 8 * 8)  # several portions, the last one smaller
     store = store_of(cache)
     found = {name: batches(images, CPU) for name, images in everywhere(store, CPU).items()}
     for batch in found["mmap"]:
@@ -70,23 +70,27 @@ def test_the_data_module_trains_from_where_it_is_told_to(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "host", "sharing", "expected"),
+    ("gpu", "host", "sharing", "gpus", "expected"),
     [
-        (40, 40, 1, "device"),
-        (40, 1, 1, "device"),
-        (7.9, 8.1, 1, "pinned"),
-        (7.9, 7.9, 1, "mmap"),
-        (7.9, 0, 1, "mmap"),  # nobody knows how much the host has
-        (15, 31, 2, "pinned"),
-        (17, 31, 2, "device"),
-        (31, 31, 4, "mmap"),
+        (40, 40, 1, 1, "device"),
+        (40, 1, 1, 8, "device"),
+        (7.9, 8.1, 1, 1, "pinned"),
+        (7.9, 8.1, 1, 2, "mmap"),  # the other GPU's run may want as much
+        (7.9, 16.1, 1, 2, "pinned"),
+        (7.9, 8.1, 1, 0, "pinned"),  # no nvidia-smi
+        (7.9, 7.9, 1, 1, "mmap"),
+        (7.9, 0, 1, 1, "mmap"),  # nobody knows how much the host has
+        (15, 31, 2, 1, "pinned"),
+        (17, 31, 2, 1, "device"),
+        (31, 31, 4, 1, "mmap"),
     ],
 )
 def test_images_of_two_gigabytes_take_a_quarter_of_what_is_free_at_most(
-    gpu: float, host: float, sharing: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    gpu: float, host: float, sharing: int, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "free_on", lambda device: int(gpu * GB))
     monkeypatch.setattr(placement, "free_on_host", lambda: int(host * GB))
+    monkeypatch.setattr(placement, "listed", lambda: [None] * gpus)
     assert placement.automatic(2 * GB, torch.device("cuda"), sharing) == expected
     assert placement.automatic(2 * GB, CPU, sharing) == "mmap"
 
@@ -100,25 +104,48 @@ def test_what_cannot_be_is_said_with_numbers(cache: Path, monkeypatch: pytest.Mo
         with pytest.raises(UserError, match=rf"data.placement={wanted} keeps decoded images, and data.cache=false"):
             place(stream, CPU, wanted)
     assert isinstance(place(stream, CPU, "auto"), Gathered)
-    monkeypatch.setattr(placement, "free_on_host", lambda: 1000)
-    with pytest.raises(UserError, match=r"data.placement=device: the images take 0.00 GB, and 0.00 GB are free on cpu"):
+    monkeypatch.setattr(placement, "free_on", lambda device: 1000)
+    message = r"data.placement=device: The images do not fit on cpu: the images take 0.00 GB, and 0.00 GB are free"
+    with pytest.raises(UserError, match=message):
         place(store, CPU, "device")
     with pytest.raises(UserError, match=r"data.placement should be one of auto, device, pinned, mmap. Found 'gpu'"):
         make(cache, placement="gpu")
 
 
-def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "GROUP", tmp_path)
-    whole = free_on_host()
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("123\n")
-    assert free_on_host() == pytest.approx(whole, rel=0.2)  # no limit; other processes come and go
-    (tmp_path / "memory.max").write_text("5000\n")
-    assert free_on_host() == 4877
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory/memory.limit_in_bytes").write_text("2000\n")
-    (tmp_path / "memory/memory.usage_in_bytes").write_text("500\n")
-    assert free_on_host() == 1500
+def test_free_memory_is_what_the_control_groups_above_a_process_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(file: str, text: object) -> None:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(f"{text}\n")
+
+    monkeypatch.setattr(free_memory, "ROOT", tmp_path)
+    assert free_on_host() == 0  # nobody knows
+    write("proc/meminfo", "MemTotal: 64000 kB\nMemAvailable:   32000 kB")
+    assert free_on_host() == 32_768_000
+    write("proc/self/cgroup", "0::/slurm/job_7/step_0")
+    slurm = "sys/fs/cgroup/slurm"
+    for group, limit, used, inactive in (
+        (f"{slurm}/job_7/step_0", "max", 100, 0),
+        (f"{slurm}/job_7", 9000, 5000, 1500),  # of which 1500 are files that were read
+        (slurm, 20_000_000, 1000, 0),
+    ):
+        write(f"{group}/memory.max", limit)
+        write(f"{group}/memory.current", used)
+        write(f"{group}/memory.stat", f"anon 12\ninactive_file {inactive}")
+    assert free_on_host() == 5500
+    write(f"{slurm}/memory.max", 3000)  # a limit higher up
+    assert free_on_host() == 2000
+    write("proc/self/cgroup", "12:cpu:/x\n3:memory,blkio:/docker/4f\n0::/")
+    write("sys/fs/cgroup/memory/docker/4f/memory.limit_in_bytes", 7000)
+    write("sys/fs/cgroup/memory/docker/4f/memory.usage_in_bytes", 500)
+    write("sys/fs/cgroup/memory/docker/4f/memory.stat", "total_inactive_file 250")
+    assert free_on_host() == 6750
+
+
+def test_on_this_machine_something_is_free() -> None:
+    if Path("/proc/meminfo").is_file():
+        assert 10**6 < free_on_host() < 10**15
 
 
 def test_batches_are_made_by_one_thread_that_ends(cache: Path) -> None:
@@ -167,19 +194,26 @@ def test_no_batch_makes_the_host_wait_for_the_gpu(where: str, cache: Path) -> No
         cache, placement=where, augment={"flip": 0.5, "crop_scale": [0.5, 1], "brightness": 0.2, "erasing": 0.5}
     )
     data.device = torch.device("cuda", 0)
+    loader = data.train_dataloader()
     for warm in (True, False):
-        batches = iter(data.train_dataloader())
-        data.on_after_batch_transfer(next(batches))
         torch.cuda.set_sync_debug_mode("default" if warm else "error")
         try:
-            for batch in batches:
+            for batch in loader:
                 data.on_after_batch_transfer(batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_page_locked_set_that_the_system_refuses_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing = SimpleNamespace(cudaHostRegister=lambda pointer, size, flags: 2)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: refusing)
-    with pytest.raises(UserError, match=r"does not lock 0.00 GB in memory \(CUDA error 2"):
-        placement.page_locked((2, 3, 4, 4))
+def test_memory_that_the_system_does_not_lock_is_explained_or_done_without(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(store: ImageCache) -> list[Tensor]:
+        raise RuntimeError("CUDA error: out of memory\nCompile with ...")
+
+    store, gpu = store_of(cache), SimpleNamespace(type="cuda")
+    monkeypatch.setattr(placement, "page_locked", refused)
+    monkeypatch.setattr(placement, "automatic", lambda *args: "pinned")
+    with pytest.raises(UserError, match=r"=pinned: The images do not fit on the host: CUDA error: out of memory. Use"):
+        place(store, gpu, "pinned")  # type: ignore[arg-type]
+    assert isinstance(place(store, gpu, "auto"), Gathered)  # type: ignore[arg-type]
+    assert "They are read from the file" in caplog.text

@@ -1,6 +1,7 @@
 """A job that waits for its run: it is used once, where it equals a fresh one, and never outlives who started it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -88,6 +89,34 @@ def test_a_job_from_another_place_is_not_used(waiting: Spare, tmp_path: Path, mo
     assert waiting.take(["a"]) is not None
 
 
+def test_a_job_of_older_code_is_not_used(waiting: Spare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "architectures").mkdir()
+    (tmp_path / "architectures" / "own.py").touch()
+    monkeypatch.setattr(spare, "PACKAGE", tmp_path)
+    waiting.expect(1)
+    os.utime(tmp_path / "architectures" / "own.py", (2e9, 2e9))
+    assert waiting.take(["a"]) is None
+    waiting.expect(1)
+    assert waiting.take(["a"]) is not None
+
+
+def test_a_run_starts_without_where_there_can_be_none(waiting: Spare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object, **options: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refused)
+        waiting.expect(2, ahead=True)
+        waiting.prepare_next()
+        assert waiting.take(["a"]) is None
+    waiting.expect(1)
+    job = job_of(waiting)
+    monkeypatch.setattr(spare, "PACKAGE", Path("gone"))
+    assert job is not None
+    assert waiting.take(["a"]) is None
+    assert job.returncode == -signal.SIGKILL
+
+
 def test_a_job_that_has_died_is_replaced_by_a_fresh_one(waiting: Spare) -> None:
     waiting.expect(1)
     job = job_of(waiting)
@@ -131,17 +160,47 @@ def test_a_waiting_job_ends_with_a_killed_command() -> None:
     assert gone(job, 20)
 
 
-def test_a_job_touches_no_gpu_before_it_knows_its_run(tmp_path: Path) -> None:
-    """Else the lease, which hides the GPUs of others, would come too late."""
-    code = """
-import os, runpy, sys, torch
+BEGIN = """
+import json, os, runpy, sys, torch
 def touched(*args): os.write(2, b"CUDA was asked"); os._exit(99)
 torch._C._cuda_init = torch._C._cuda_getDeviceCount = torch.cuda._lazy_init = torch.cuda._device_count_nvml = touched
 torch.cuda.is_available = torch.cuda.device_count = touched
 sys.argv = ["job", "--await"]
-runpy.run_module("mtlcar.runs.job", run_name="__main__")
+try:
+    runpy.run_module("mtlcar.runs.job", run_name="__main__")
+except SystemExit as end:
+    here = {"imported": "mtlcar.runs.run" in sys.modules, "argv": sys.argv[1:], "stdin": os.read(0, 9).decode()}
+    print(json.dumps({"status": end.code, **here}))
 """
-    command, told = [sys.executable, "-W", "ignore", "-c", code], json.dumps([str(tmp_path)])
-    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
+
+
+def test_a_job_imports_all_but_touches_no_gpu_before_it_knows_its_run(tmp_path: Path) -> None:
+    """Else the lease, which hides the GPUs of others, would come too late."""
+    words = [str(tmp_path), "--traceback"]
+    command, told = [sys.executable, "-W", "ignore", "-c", BEGIN], json.dumps(words) + "\nmore"
+    done = subprocess.run(command, input=told, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"status": 2, "imported": True, "argv": words, "stdin": ""}
     assert f"{tmp_path} is no run directory" in done.stderr
+
+
+IMPORT = """
+import subprocess, sys
+from mtlcar.sweeps import launch, spare
+spare.AWAIT = ("-c", "import sys; sys.stdin.readline()")
+spare.SPARE.expect(1)
+import mtlcar.build  # what a sweep does to check its cells
+job = spare.SPARE.take(["a"])
+sys.exit(1 if job is None else job.wait())
+"""
+
+
+def test_checking_the_cells_of_a_sweep_leaves_the_waiting_job_of_use() -> None:
+    """Lightning sets a variable when it is imported."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTORCH_")}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORT], check=True, env=environment)
+
+
+def test_a_job_without_a_run_says_so() -> None:
+    done = subprocess.run([sys.executable, "-m", "mtlcar.runs.job"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "which run?" in done.stderr

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,9 +108,18 @@ def stretch(feed: Feed, step: Callable[[Batch], None], n: int, synchronize: Call
     return Stretch(1e3 * seconds / n, 1e3 * waited / n)
 
 
+def read_files(files: Iterable[Path], seconds: float) -> None:
+    """Brings the files into the system's cache, where they are in all but the first epoch of a run; as many as there is
+    time for."""
+    end = time.perf_counter() + seconds
+    for file in files:
+        file.read_bytes()
+        if time.perf_counter() > end:
+            break
+
+
 def read_through(feed: Feed, images: int, batch_size: int, seconds: float) -> None:
-    """One epoch without a model, or `seconds` of it: after that the files are in the system's cache, as they are in
-    most epochs of a run."""
+    """One epoch without a model, or `seconds` of it, so that code and kernels are loaded."""
     end = time.perf_counter() + seconds
     with closing(feed.batches()) as batches:
         for _ in range(images // batch_size):

@@ -1,6 +1,8 @@
 """`mtlcar bench sweep`: what several small runs at once on this machine give, against one after another."""
 
 import json
+import math
+import random
 import statistics
 import subprocess
 import sys
@@ -48,8 +50,10 @@ class JobError(UserError):
 def command(
     overrides: Sequence[str], *, rounds: int, at_once: Sequence[int] | None = None, as_json: bool = False
 ) -> int:
-    """Prints the rows, JSON or a Markdown table, and how many runs at once are the fastest. The runs are jobs as a
-    sweep starts them; other work on this machine disturbs the figures.
+    """Prints the rows, JSON or a Markdown table, and how many runs at once are the fastest.
+
+    Every run is a fresh process, and its imports count in every row: give it a run long enough for them not to matter.
+    Other work on this machine disturbs the figures; runs that hold the GPU's leases are waited for.
 
     Args:
         at_once: numbers of runs at once; 1 is always measured too. None: 1, 2 and 4 on a GPU; on a CPU the powers of
@@ -62,7 +66,8 @@ def command(
     cfg = finish(compose_config(words))
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
     numbers = chosen_numbers(at_once, gpu=gpu)
-    runs = -(-FEWEST // numbers[-1]) * numbers[-1]
+    waves = math.lcm(*numbers)  # the last group of each number is as large as the others
+    runs = -(-FEWEST // waves) * waves
     fixed = gpu or any(o.key_or_group == "threads" for o in parse(overrides))
     threads = {k: cfg.threads if fixed else max(1, cores() // k) for k in numbers}
     maker = CellMaker()
@@ -81,9 +86,12 @@ def command(
         tempfile.TemporaryDirectory(prefix="mtlcar-bench-", ignore_cleanup_errors=True) as folder,
         Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress,
     ):
-        bar = progress.add_task("", total=rounds * len(numbers) * runs)
+        bar = progress.add_task("a first run, untimed", total=rounds * len(numbers) * runs)
+        order = random.Random(0)
         try:
-            for n, k in [(n, k) for n in range(rounds) for k in numbers]:
+            first = list(cells(1, Path(folder, "first")))[:1]  # finds files and kernels that are not in memory yet
+            measure(first, 1, environment(1, gpu=gpu), stop, lambda: None)
+            for n, k in [(n, k) for n in range(rounds) for k in order.sample(numbers, len(numbers))]:
                 if k not in found:
                     continue
                 progress.update(bar, description=f"{k} at once")

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from mtlcar.architectures.cost import cost
 from mtlcar.bench.dataset_rig import DatasetRig
-from mtlcar.bench.feeds import Batch, Feed, feeds, read_through, stretch
+from mtlcar.bench.feeds import Batch, Feed, feeds, read_files, read_through, stretch
 from mtlcar.bench.overrides import completed
 from mtlcar.bench.rig import settings
 from mtlcar.bench.roofline import notes, step_flops
@@ -38,8 +38,8 @@ SECONDS = 2.0
 """That a stretch of the model alone takes, about."""
 FEWEST, MOST = 8, 1000
 """Batches of a stretch."""
-READ_SECONDS = 5.0
-"""For which each loader runs before anything is timed."""
+FILE_SECONDS, READ_SECONDS = 60.0, 2.0
+"""For which files are read, and then each loader runs, at most, before anything is timed."""
 WARM_UP_EPOCHS = 3
 """Of one step each."""
 
@@ -73,8 +73,8 @@ def command(overrides: Sequence[str], *, rounds: int, workers: int | None = None
             free()
         where = [
             f"{cfg.data.name}: {machine(cfg)}",
-            f"{rows[0]['batches']} batches a measurement, {rounds} rounds; plain: {workers} worker processes, "
-            f"torchvision {torchvision.__version__}",
+            f"{' or '.join(dict.fromkeys(str(row['batches']) for row in rows))} batches a measurement, {rounds} "
+            f"rounds; plain: {workers} worker processes, torchvision {torchvision.__version__}",
             *notes(rows, device, precision(cfg)),
         ]
     print(json.dumps(rows, indent=1) if as_json else "\n\n".join([markdown(rows), *where]))
@@ -109,8 +109,10 @@ def measure(name: str, rig: DatasetRig, rounds: int, workers: int, tick: Callabl
     images = len(first["index"])
     for _ in range(WARM_UP_EPOCHS):
         rig.begin(first)
+    data = rig.parts.data
+    read_files((data.annotations.file(int(row)) for row in data.indices["train"]), FILE_SECONDS)
     for feed in three[1:]:
-        read_through(feed, len(rig.parts.data.indices["train"]), images, READ_SECONDS)
+        read_through(feed, len(data.indices["train"]), images, READ_SECONDS)
     once = stretch(model, rig.step, WARM_UP_EPOCHS, rig.synchronize)
     n = min(MOST, max(FEWEST, math.ceil(1e3 * SECONDS / once.ms)))
     measured = interleave(three, rig.step, n, rounds, seed=rig.cfg.seed, synchronize=rig.synchronize, tick=tick)

@@ -66,7 +66,8 @@ def transforms(augment: Augment, size: int, resize: str, mean: Sequence[float], 
     """What a careful researcher writes for these settings: uint8 tensors from the start, as torchvision advises, but
     with colour jitter the PIL picture up to its end: it takes longer on tensors.
 
-    Unlike ours, a random crop is cut from the picture itself and not from its resized copy, and a rotation leaves black
+    Large JPEG files are decoded in full, as torchvision does; ours are decoded smaller, once, or with data.cache=false
+    every time. A random crop is cut from the picture itself here and not from its resized copy; a rotation leaves black
     corners.
 
     Args:

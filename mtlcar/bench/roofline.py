@@ -84,10 +84,13 @@ def notes(rows: Sequence[dict[str, Any]], device: torch.device, precision: str) 
     for row in counted:
         row["peak_flops_per_second"] = round(peak)
     side = MATRIX[device.type if device.type in MATRIX else "cpu"]
+    name = str(dtype).removeprefix("torch.")
+    if device.type == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+        name += ", where convolutions may take the faster TF32"
     best = max(row["flops_per_second"] for row in counted)
     found = [
         f"The model alone does {best / 1e9:,.1f} GFLOP/s (6 x multiply-adds x batch / step): {best / peak:.1%} of the "
-        f"{peak / 1e9:,.0f} of a product of {side} x {side} matrices in {str(dtype).removeprefix('torch.')}. "
+        f"{peak / 1e9:,.0f} of a product of {side} x {side} matrices in {name}. "
         f"Peak memory {memory / 1e9:.2f} GB ({'tensors on the GPU' if device.type == 'cuda' else 'this process'})."
     ]
     if device.type == "cuda":

@@ -72,7 +72,11 @@ def load_pixels(file: Path, image: Image.Image, factor: int = 1) -> tuple[Image.
     """
     with _faults_named(file):
         if factor > 1:
+            small = (-(-image.width // factor), -(-image.height // factor))
             image.draft(None, (image.width // factor, image.height // factor))
+            image.load()
+            if image.size != small:  # the window would be cut out of the wrong place
+                raise ValueError(f"Pillow made {image.size} pixels of it where {small} were asked for")
         image.load()
         return _to_8_bit(image), _orientation(image)
 

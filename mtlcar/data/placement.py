@@ -1,7 +1,7 @@
 """Where the decoded images lie while a run reads them, and how a batch of them gets to the device."""
 
 import logging
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from mtlcar.data.cache import ImageCache, ImageStore
+from mtlcar.data.free_memory import free_on, free_on_host
 from mtlcar.errors import UserError
+from mtlcar.runs.gpus import listed
 
 log = logging.getLogger("mtlcar")
 
@@ -17,14 +19,8 @@ PLACEMENTS = ("auto", "device", "pinned", "mmap")
 SHARE = 0.25
 """Of the memory that is free before a training begins: what its images may take by themselves. The network, its
 optimizer and its activations need the rest, and nobody knows yet how much."""
-CHUNK = 64 * 2**20
-"""Bytes that are copied at a time."""
-GROUP = Path("/sys/fs/cgroup")
-LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
-"""Files of a control group, of either version: the limit and what is used of it, bytes."""
+PORTION = 2**28
+"""Bytes of page-locked memory that are asked for at a time, and about that many are copied at a time."""
 
 
 class Placed(Protocol):
@@ -70,16 +66,19 @@ class PageLocked:
     """All images in page-locked memory of the host: the device fetches each by itself, and no processor touches it.
 
     Args:
-        images: uint8 [N, 3, S, S].
+        portions: uint8 [n, 3, S, S], the same n for all but the last. (Torch rounds a page-locked tensor up to a power
+            of two bytes, and the whole set in one could take twice its size.)
     """
 
-    def __init__(self, images: Tensor, device: torch.device) -> None:
-        self.images = images
+    def __init__(self, portions: Sequence[Tensor], device: torch.device) -> None:
+        self.portions = portions
         self.device = device
 
     def batch(self, rows: np.ndarray, index: Tensor) -> Tensor:
-        out = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, device=self.device)
-        torch._foreach_copy_(list(out.unbind()), [self.images[row] for row in rows.tolist()], non_blocking=True)
+        n = len(self.portions[0])
+        out = torch.empty((len(rows), *self.portions[0].shape[1:]), dtype=torch.uint8, device=self.device)
+        images = [self.portions[row // n][row % n] for row in rows.tolist()]
+        torch._foreach_copy_(list(out.unbind()), images, non_blocking=True)
         return out
 
 
@@ -91,7 +90,7 @@ def place(store: ImageStore, device: torch.device, wanted: str = "auto", sharing
         wanted: `device`, `pinned` (page-locked memory of the host), `mmap` (the file, through the system's cache, which
             other runs share), or `auto`: the first of these that takes a quarter of what is free at most; on a CPU,
             which reads the file's pages themselves, `mmap`.
-        sharing: runs that share the device and the host with this one.
+        sharing: runs that share the device with this one.
 
     Raises:
         UserError: a place that is too small, or does not exist.
@@ -107,14 +106,21 @@ def place(store: ImageStore, device: torch.device, wanted: str = "auto", sharing
     if chosen == "pinned" and device.type != "cuda":
         raise UserError("data.placement=pinned is for copies to a GPU, and this run has none: use auto or mmap.")
     where, free = (str(device), free_on(device)) if chosen == "device" else ("the host", free_on_host())
-    if free and size > free:
-        needed = f"the images take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on {where}"
-        raise UserError(f"data.placement={wanted}: {needed}. Use data.placement=auto, or a smaller data.image_size.")
+    try:
+        if free and size > free:
+            raise torch.OutOfMemoryError(f"the images take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
+        placed = Resident(on_device(store, device)) if chosen == "device" else PageLocked(page_locked(store), device)
+    except RuntimeError as error:  # torch's own for memory that it cannot have or lock
+        reason = f"The images do not fit on {where}: {str(error).splitlines()[0]}"
+        if wanted != "auto":
+            raise UserError(
+                f"data.placement={wanted}: {reason}. Use auto, mmap, or a smaller data.image_size."
+            ) from error
+        log.warning("%s. They are read from the file.", reason)
+        return Gathered(store, device)
     how = "on" if chosen == "device" else "page-locked on"
-    log.info("images: %.2f GB %s %s (%.1f GB were free)", size / 1e9, how, where, free / 1e9)
-    if chosen == "device":
-        return Resident(copied(store, torch.empty(store.images.shape, dtype=torch.uint8, device=device)))
-    return PageLocked(copied(store, page_locked(store.images.shape)), device)
+    log.info("images: %.2f GB %s %s (data.placement=mmap leaves them in the file)", size / 1e9, how, where)
+    return placed
 
 
 def automatic(size: int, device: torch.device, sharing: int = 1) -> str:
@@ -123,49 +129,32 @@ def automatic(size: int, device: torch.device, sharing: int = 1) -> str:
         return "mmap"
     if size <= SHARE * free_on(device) / sharing:
         return "device"
-    return "pinned" if size <= SHARE * free_on_host() / sharing else "mmap"
+    # page-locked memory is a process's own, and every GPU of this machine may have as many runs at this moment
+    return "pinned" if size <= SHARE * free_on_host() / (sharing * max(1, len(listed()))) else "mmap"
 
 
-def copied(store: ImageStore, to: Tensor) -> Tensor:
-    """`to`, with all images of the store in it, when they are there."""
-    n = len(to)
-    step = max(1, CHUNK // max(1, int(np.prod(store.shape))))
-    buffer = torch.empty((min(step, n), *store.shape), dtype=torch.uint8, pin_memory=to.is_cuda)
+def on_device(store: ImageCache, device: torch.device) -> Tensor:
+    """All images of the store, uint8 [N, 3, S, S], when they are there."""
+    n, step = len(store.images), per_portion(store)
+    images = torch.empty((n, *store.shape), dtype=torch.uint8, device=device)
+    buffer = torch.empty((min(step, n), *store.shape), dtype=torch.uint8, pin_memory=images.is_cuda)
     for start in range(0, n, step):
         rows = np.arange(start, min(start + step, n))
-        to[start : start + len(rows)].copy_(store.gather(rows, buffer[: len(rows)]))
-    if to.is_cuda:
-        torch.cuda.synchronize(to.device)  # streams other than this one will read it
-    return to
-
-
-def page_locked(shape: tuple[int, ...]) -> Tensor:
-    """uint8 zeros. Torch's own page-locked tensors are rounded up to a power of two, which may be gigabytes."""
-    images = torch.zeros(shape, dtype=torch.uint8)
-    failed = int(torch.cuda.cudart().cudaHostRegister(images.data_ptr(), images.numel(), 0))  # type: ignore[no-untyped-call]
-    if failed:
-        raise UserError(
-            f"data.placement=pinned: the system does not lock {images.numel() / 1e9:.2f} GB in memory (CUDA error "
-            f"{failed}; `ulimit -l` may say why). Use data.placement=mmap."
-        )
+        images[start : start + len(rows)].copy_(store.gather(rows, buffer[: len(rows)]))
+    if images.is_cuda:
+        torch.cuda.synchronize(device)  # streams other than this one will read them
     return images
 
 
-def free_on(device: torch.device) -> int:
-    """Bytes."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_on_host()
+def page_locked(store: ImageCache, pin: bool = True) -> list[Tensor]:
+    """All images of the store in portions, as `PageLocked` has them."""
+    n, step = len(store.images), per_portion(store)
+    portions = []
+    for start in range(0, n, step):
+        rows = np.arange(start, min(start + step, n))
+        portions.append(store.gather(rows, torch.empty((len(rows), *store.shape), dtype=torch.uint8, pin_memory=pin)))
+    return portions
 
 
-def free_on_host() -> int:
-    """Bytes that a process here can still take, as Linux and its control groups see it; 0 where nobody knows."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = 1024 * int(lines["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        return 0
-    for limit, used in LIMITS:
-        try:
-            free = min(free, int((GROUP / limit).read_text()) - int((GROUP / used).read_text()))
-        except (OSError, ValueError):  # no such group, or no limit
-            continue
-    return max(1, free)
+def per_portion(store: ImageCache) -> int:
+    return max(1, PORTION // max(1, int(np.prod(store.shape))))

@@ -34,9 +34,9 @@ class RowWriter:
             raise self._too_little_disk()
         self._file = file.open("w+b", buffering=0)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-        self._start = self._file.tell()
         try:
+            np.lib.format.write_array_header_1_0(self._file, header)
+            self._start = self._file.tell()
             self._reserve(self._start + shape[0] * self.row_bytes)
         except BaseException:
             self._file.close()

@@ -21,11 +21,14 @@ class Staging:
     """
 
     def __init__(self, device: torch.device | None) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._stream = None
+        begin: dict[str, Any] = {}
         if device is not None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
             self._stream.wait_stream(torch.cuda.current_stream(device))  # for what batches are made of
+            # a new thread's device is the first one, where leaving our stream would otherwise make a context
+            begin = {"initializer": torch.cuda.set_device, "initargs": (self._stream.device,)}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches", **begin)
 
     def __enter__(self) -> "Staging":
         return self

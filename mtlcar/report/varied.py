@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mtlcar.config import FOUND
-from mtlcar.runs.fingerprint import OFF, WITHOUT, canonical
+from mtlcar.runs.fingerprint import WITHOUT, canonical
 
 Settings = dict[str, Any]
 """Dotted key -> value (plain scalar, or text for a list or a mapping by task)."""
@@ -19,6 +19,9 @@ BY_CONTENT = {"data.root": "annotations", "backbone.weights": "weights"}
 CONSTANTS = "label_transform.constants"
 METHOD = "method"
 """The setting that names a whole combination of parts; null: the parts speak for themselves."""
+
+OFF = ("trainer.ema",)
+"""Keys that are younger than some runs, and whose null is what those were made with."""
 
 NOT_ANNOTATIONS = ("batch_size", "num_workers", "image_size", "split", "split_seed", "fractions")
 """Settings of `data` that do not change what the digest of the annotations is of."""

@@ -19,6 +19,7 @@ CHOICES = {
     "monitor_mode": (None, "max", "min"),
     "data.split": ("official", "stratified", "grouped"),
     "data.on_bad_image": ("error", "skip"),
+    "data.placement": ("auto", "device", "pinned", "mmap"),
     "trainer.compile": (False, True, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "test_time_augmentation": ("none", "flips", "dihedral"),
 }
@@ -84,8 +85,13 @@ def problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{key} should be a number. Found {value!r}."
     for key, choices in CHOICES.items():
         value = OmegaConf.select(cfg, key)
-        if value not in choices:
+        if not any(value is choice or (value == choice and type(value) is type(choice)) for choice in choices):
             yield f"{key} should be one of {', '.join(map(str, choices))}. Found {value!r}."
+    placement = OmegaConf.select(cfg, "data.placement")
+    if placement in ("device", "pinned") and not cfg.data.cache:
+        yield f"data.placement={placement} keeps decoded images, and data.cache=false keeps none. Use one of them."
+    if placement == "pinned" and cfg.trainer.accelerator == "cpu":
+        yield "data.placement=pinned is for copies to a GPU, and trainer.accelerator=cpu has none: use auto or mmap."
     for part in ("train", "val", "test"):
         value = cfg.trainer[f"limit_{part}_batches"]
         if not _is_number(value) or value <= 0 or (isinstance(value, float) and value > 1):

@@ -57,6 +57,8 @@ def evaluate(run: str, overrides: Sequence[str], *, as_json: bool = False) -> in
     cfg = stored_config(run_dir, overrides)
     cfg = without_weights(cfg)  # the checkpoint has them
     cfg.trainer.update({"devices": 1, "strategy": "auto"})
+    if "placement" in cfg.data:  # each test image is read once, and another run may be training there
+        cfg.data.placement = "mmap"
     checkpoint = run_dir / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such checkpoint. The run has not finished its first epoch.")

@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.config import FOUND
+from mtlcar.data.decode import DECODE_VERSION
 from mtlcar.errors import UserError
 from mtlcar.runs.files import read_json
 
-SCHEMA = 2
+SCHEMA = 1
 """Raised whenever code changes what a configuration computes."""
 
 WITHOUT = (
@@ -32,9 +33,6 @@ WITHOUT = (
     "trainer.log_every_n_steps",
 )
 """Keys that cannot change a result, or whose content enters as a digest instead of a path."""
-
-OFF = ("trainer.ema",)
-"""Keys that are younger than some runs, and whose null is what those were made with."""
 
 
 def canonical(value: Any) -> Any:
@@ -89,15 +87,15 @@ def fingerprint(cfg: DictConfig, digests: Mapping[str, str]) -> str:
     """12 hex digits. `digests`: what stands in for paths (annotations, weight file)."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    for key in (*WITHOUT, *OFF):
+    for key in WITHOUT:
         *parents, last = key.split(".")
         node: Any = plain
         for name in parents:
             node = node.get(name, {})
-        if key in WITHOUT or node.get(last) is None:
-            node.pop(last, None)
+        node.pop(last, None)
     for name, value in plain.get("trainer", {}).items():
         if name.startswith("limit_") and isinstance(value, int):
             plain["trainer"][name] = f"{value} batches"  # 1 is one batch and 1.0 all of them
-    text = json.dumps({"schema": SCHEMA, "config": canonical(plain), "digests": dict(sorted(digests.items()))})
+    what = {"schema": SCHEMA, "decode": DECODE_VERSION, "config": canonical(plain)}
+    text = json.dumps({**what, "digests": dict(sorted(digests.items()))})
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -41,10 +41,8 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
     if not (run_dir / "config.yaml").is_file():
         print(f"mtlcar: error: {run_dir} is no run directory (no config.yaml in it).", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console_handler()])
     try:
-        INTERRUPTS.install()
-        die_with_parent()
+        begin()
         with prepared(run_dir) as cfg:
             if is_main_process() and (run_dir / "DONE").is_file():  # another process finished it meanwhile
                 log.info("finished already: %s", run_dir)
@@ -74,6 +72,13 @@ def main(run_dir: Path, *, show_traceback: bool = False) -> int:
             time.sleep(LAST_WORDS)  # the same; this process ends with the first one, if that has failed too
         return 2 if user else 1
     return 0
+
+
+def begin() -> None:
+    """What a job has from its first moment on: a log on the terminal, and signals that are asked to wait."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console_handler()])
+    INTERRUPTS.install()
+    die_with_parent()
 
 
 @contextlib.contextmanager
@@ -132,6 +137,22 @@ def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
     run.run(run_dir, cfg, status)
 
 
+def start(words: list[str]) -> int:
+    """Exit status of the command."""
+    if not words:
+        print("mtlcar: error: which run? python -m mtlcar.runs.job RUN_DIR", file=sys.stderr)
+        return 2
+    if words == ["--await"]:
+        try:
+            begin()
+            words = awaited()
+        except Stopped as stop:
+            return stop.status
+        if not words:
+            return 0
+    return main(Path(words[0]), show_traceback="--traceback" in words[1:])
+
+
 def awaited() -> list[str]:
     """The words of a job that was started before it was known which run it would do: they come as a line of JSON on
     stdin, while everything that takes long to import is imported. No words: the parent has ended, or needs no job.
@@ -139,11 +160,8 @@ def awaited() -> list[str]:
     Nothing of this touches CUDA: the GPUs are leased afterwards.
     """
     try:
-        die_with_parent()
         importlib.import_module("mtlcar.runs.run")
-    except Stopped:
-        return []
-    except Exception as error:  # whatever is wrong with an installation is said where it is needed
+    except Exception as error:  # `main` will come to it again, and say it with the run's other words
         log.debug("%s", error)
     words = json.loads(sys.stdin.readline() or "[]")
     with Path(os.devnull).open() as nothing:
@@ -154,5 +172,4 @@ def awaited() -> list[str]:
 
 if __name__ == "__main__":
     with lasting_output():
-        arguments = awaited() if sys.argv[1:] == ["--await"] else sys.argv[1:]
-        sys.exit(main(Path(arguments[0]), show_traceback="--traceback" in arguments[1:]) if arguments else 0)
+        sys.exit(start(sys.argv[1:]))

@@ -17,6 +17,7 @@ from mtlcar.sweeps.optuna_study import OptunaStudy
 from mtlcar.sweeps.outcomes import Journal, Outcome
 from mtlcar.sweeps.progress import SweepProgress
 from mtlcar.sweeps.record import fingerprints, make_record
+from mtlcar.sweeps.spare import SPARE
 from mtlcar.sweeps.stopping import Stop
 from mtlcar.sweeps.sweep import ended_as, new_call, survived, wrap_up
 
@@ -34,6 +35,7 @@ def chosen_sweep(
     Args:
         cfg: the configuration without what is swept, Hydra's part included.
     """
+    SPARE.expect(0)  # where cells run is not known yet
     folder = Path(cfg.paths.runs).expanduser().resolve() / str(cfg.sweep)
     optuna = cfg.hydra.sweeper._target_.endswith(".OptunaSweeper")
     study = OptunaStudy(overrides, cfg, folder) if optuna else None

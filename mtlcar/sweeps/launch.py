@@ -84,18 +84,27 @@ def train_sweep(
     task = CellTask(new_call(), journals[0], show_traceback=show_traceback, threads=threads)
 
     here = bool(cfg.hydra.launcher._target_.endswith(".BasicLauncher"))
-    idle = shutil.which("nvidia-smi") is not None or all(cell.cfg.threads < cores() for cell in unique)
+    idle = all(leaves_cores_idle(cell.cfg) for cell in unique)
 
     def work(todo: Sequence[Planned], task: CellTask, stop: Stop) -> None:
         SPARE.expect(len(todo) if here else 0, ahead=idle)
-        with Hydra(arguments, folders[0]) as hydra:
-            hydra.launch([cell.overrides for cell in todo], task, stop)
+        try:
+            with Hydra(arguments, folders[0]) as hydra:
+                hydra.launch([cell.overrides for cell in todo], task, stop)
+        finally:
+            SPARE.expect(0)  # cells that others ran, or that a stop left out
 
     where = shlex.join(map(str, folders))
     status = carry_out(planned, work, task, go_on=f"mtlcar resume {where}", queued=is_queue(cfg), resumed=resumed)
     if status == 0:
         print(f"Compare them: mtlcar report {where}")
     return status
+
+
+def leaves_cores_idle(cfg: DictConfig) -> bool:
+    """Whether a training of this configuration leaves some of this machine's cores to others."""
+    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and shutil.which("nvidia-smi") is not None
+    return on_gpu or bool(cfg.threads < cores())
 
 
 def recorded(cells: Sequence[Cell]) -> list[RecordedCell]:

@@ -23,8 +23,6 @@ from mtlcar.sweeps.worker import job_environment
 
 JOINING = 600.0
 """Seconds that a further machine's process of a run waits for the first one to write the run directory."""
-SETTLED = 5.0
-"""Seconds after which the next run's job may begin to import."""
 POLL = 0.25
 """Seconds between two looks at the job and at what may stop it."""
 TELLS = {128 + number for number in SIGNALS}
@@ -124,7 +122,12 @@ def run_directory(
         stdin=subprocess.DEVNULL,
         process_group=0,  # a terminal's Ctrl-C reaches us alone, and we hand it on: once, under every launcher
     )
-    status = wait(job, stop)
+
+    def trains() -> bool:
+        said = read_status(directory)
+        return said.get("pid") == job.pid and said.get("first_step") is not None
+
+    status = wait(job, stop, trains)
     said = read_status(directory)
     if said.get("pid") != job.pid:  # of an earlier session: this one ended before it could write
         said = {}
@@ -135,12 +138,16 @@ def run_directory(
     return outcome.with_result() if outcome.state == "finished" else outcome
 
 
-def wait(job: "subprocess.Popen[bytes]", stop: Stop) -> int:
-    """The job's exit status. Every signal that `stop` has noted is handed on, and the job is given the time to save."""
-    told, began = 0, time.monotonic()
+def wait(job: "subprocess.Popen[bytes]", stop: Stop, trains: Callable[[], bool] = lambda: False) -> int:
+    """The job's exit status. Every signal that `stop` has noted is handed on, and the job is given the time to save.
+
+    Args:
+        trains: whether the job is past its start, so that the next one may begin to import.
+    """
+    told = 0
     try:
         while True:
-            if time.monotonic() - began > SETTLED and not stop.requested:
+            if SPARE.wanted and not stop.requested and trains():
                 SPARE.prepare_next()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return job.wait(timeout=POLL)

@@ -11,22 +11,32 @@ from pathlib import Path
 
 from mtlcar.sweeps.worker import GPUS, job_environment
 
+PACKAGE = Path(__file__).resolve().parent.parent
 AWAIT = ("-m", "mtlcar.runs.job", "--await")
-FOR_LAUNCHERS = (GPUS, "RAY_")
-"""Beginnings of variables that are set in the middle of a command and say nothing to a job."""
+NOT_COMPARED = (GPUS, "RAY_", "PYTORCH_NVML_BASED_CUDA_CHECK")
+"""Beginnings of variables that are set in the middle of a command: for launchers, and by Lightning in every process
+that imports it, a job too."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a process has from the one that starts it."""
+    """What a process has from the moment in which it starts.
+
+    Attributes:
+        changed: when this package was last changed, nanoseconds since the epoch: a job imports some of it when it waits
+            and the rest when it runs.
+    """
 
     directory: str
     environment: dict[str, str]
+    changed: int
 
     @staticmethod
     def here() -> "Place":
-        words = {key: value for key, value in job_environment().items() if not key.startswith(FOR_LAUNCHERS)}
-        return Place(os.getcwd(), words)  # noqa: PTH109
+        """Raises OSError: the working directory is gone, or the package."""
+        words = {key: value for key, value in job_environment().items() if not key.startswith(NOT_COMPARED)}
+        changed = max((file.stat().st_mtime_ns for file in PACKAGE.rglob("*.py")), default=0)
+        return Place(os.getcwd(), words, changed)  # noqa: PTH109
 
 
 class Spare:
@@ -54,39 +64,45 @@ class Spare:
         else:
             self.discard()
 
+    @property
+    def wanted(self) -> bool:
+        """Whether there should be one, now that another job trains."""
+        return self.ahead and self.expected > 0 and self._job is None
+
     def prepare_next(self) -> None:
         """While another job trains."""
-        if self.ahead and self.expected:
+        if self.wanted:
             self._prepare()
 
     def _prepare(self) -> None:
         if self._job is not None:
             return
-        self._place = Place.here()
-        self._job = subprocess.Popen(
-            [sys.executable, *AWAIT],
-            env=self._place.environment,
-            stdin=subprocess.PIPE,
-            process_group=0,
-        )
+        with contextlib.suppress(OSError):  # no room for one more process, say: a run can start without
+            self._place = Place.here()
+            self._job = subprocess.Popen(
+                [sys.executable, *AWAIT],
+                env=job_environment(),
+                stdin=subprocess.PIPE,
+                process_group=0,
+            )
 
     def take(self, words: Sequence[str]) -> "subprocess.Popen[bytes] | None":
         """The waiting job, set to work on `words`: run directory and options. None: there is none that a job started
         now would equal, or it has died."""
         self.expected = max(0, self.expected - 1)
-        job, place = self._job, self._place
-        if job is None or place != Place.here():
-            self.discard()
+        job = self._job
+        if job is None:
             return None
-        self._job = None
         assert job.stdin is not None
         try:
+            if self._place != Place.here():
+                raise OSError("it has other settings than a job started now")
             with job.stdin:
                 job.stdin.write(json.dumps(list(words)).encode() + b"\n")
         except OSError:
-            job.kill()
-            job.wait()
+            self.discard()
             return None
+        self._job = None
         return job
 
     def discard(self) -> None:
