@@ -149,18 +149,18 @@ def test_on_this_machine_something_is_free() -> None:
 
 
 def test_batches_are_made_by_one_thread_that_ends(cache: Path) -> None:
-    names: list[str] = []
+    threads: list[threading.Thread] = []
 
     def batch() -> dict[str, Tensor]:
-        names.append(threading.current_thread().name)
+        threads.append(threading.current_thread())
         return {}
 
     with Staging(None) as staging:
         waiting = [staging.submit(batch) for _ in range(3)]
         assert [staging.take(future) for future in waiting] == [{}, {}, {}]
-    assert len(set(names)) == 1
-    assert names[0].startswith("batches")
-    assert not [t for t in threading.enumerate() if t.name in names]
+    assert len(set(threads)) == 1
+    assert threads[0].name.startswith("batches")
+    assert not threads[0].is_alive()
 
 
 # On a GPU
