@@ -266,6 +266,10 @@ def run_bench(args: argparse.Namespace) -> int:
             others = " and ".join(f"`mtlcar bench {reader}`" for reader in readers)
             raise UserError(f"--{option} is of {others}, not of `mtlcar bench {args.what}`.")
     rounds = BENCH_ROUNDS[args.what] if args.rounds is None else args.rounds
+    if rounds < 1:  # said before anything heavy is imported
+        raise UserError(f"--rounds should be at least 1. Found {rounds}.")
+    if args.workers is not None and args.workers < 0:
+        raise UserError(f"--workers should be a number of processes, 0 or more. Found {args.workers}.")
     if args.what == "pipeline":
         from mtlcar.bench import pipeline
 
@@ -319,14 +323,15 @@ def run_runs(args: argparse.Namespace) -> int:
 def run_data(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from mtlcar.config import compose_config, finish
-    from mtlcar.data import commands
-
-    if args.action == "list":
-        return commands.list_datasets()
-    if args.name is None:
+    if args.name is None and args.action != "list":
         raise UserError(f"mtlcar data {args.action} needs the name of a dataset; `mtlcar data list` prints them.")
-    cfg = finish(compose_config([f"data={args.name}", *args.overrides]))
+    from mtlcar.config import compose_config, finish
+
+    cfg = None if args.action == "list" else finish(compose_config([f"data={args.name}", *args.overrides]))
+    from mtlcar.data import commands  # imports torch: mistakes come first
+
+    if cfg is None:
+        return commands.list_datasets()
     cache = Path(cfg.paths.cache)
     if args.action == "prepare":
         return commands.prepare(cfg.data, cache)

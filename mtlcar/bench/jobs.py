@@ -80,6 +80,10 @@ def command(
             own.seed, own.threads, own.jobs_per_gpu, own.paths.runs = seed, threads[k], k, str(folder)
             yield maker.from_config(own, [*words, f"seed={seed}"])
 
+    say(
+        f"{runs} runs of {cfg.trainer.max_epochs} epochs for each of {', '.join(map(str, numbers))} at once, "
+        f"{rounds} x, and one before"
+    )
     found: dict[int, list[dict[str, float]]] = {k: [] for k in numbers}
     with (
         Stop() as stop,

@@ -14,7 +14,6 @@ MATCHED = {
     "trainer.limit_test_batches": "share of the test batches",
     "trainer.limit_val_batches": "share of the validation batches",
     "trainer.precision": "precision",
-    "trainer.ema": "moving average of the weights",
     "data.image_size": "image size",
     "data.fractions": "split fractions",
     "data.levels": "task levels",
