@@ -75,7 +75,7 @@ def command(overrides: Sequence[str], *, rounds: int, workers: int | None = None
             f"{cfg.data.name}: {machine(cfg)}",
             f"{' or '.join(dict.fromkeys(str(row['batches']) for row in rows))} batches a measurement, {rounds} "
             f"rounds; plain: {workers} worker processes, torchvision {torchvision.__version__}. Shares are medians of "
-            "the rounds' own, with the middle half of them; one above 1, or a wide range, is other work on this machine.",
+            "the rounds' own, with the middle half of them; one above 1, or a wide range, is other work here.",
             *notes(rows, device, precision(cfg)),
         ]
     print(json.dumps(rows, indent=1) if as_json else "\n\n".join([markdown(rows), *where]))
