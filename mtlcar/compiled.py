@@ -7,11 +7,10 @@ import torch
 
 from mtlcar.architectures.base import Architecture
 from mtlcar.errors import UserError
+from mtlcar.runs.check import COMPILE_MODES
 from mtlcar.weightings.base import Weighting
 
-MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""torch's own names. The first two record the kernels of a step as CUDA graphs and play them back."""
-GRAPHS = MODES[:2]
+GRAPHS = COMPILE_MODES[:2]
 
 
 def refuse_graphs(mode: bool | str, architecture: Architecture, weighting: Weighting, accumulated: int) -> None:
@@ -28,7 +27,7 @@ def refuse_graphs(mode: bool | str, architecture: Architecture, weighting: Weigh
         return
     raise UserError(
         f"trainer.compile={mode} records the trunk as a CUDA graph, and {reason}. Use trainer.compile=true or "
-        f"{MODES[-1]}."
+        f"{COMPILE_MODES[-1]}."
     )
 
 
@@ -41,7 +40,7 @@ def compile_network(architecture: Architecture, cache: Path, mode: bool | str = 
     gradients for the second task; so the cache is a directory of our own.
 
     Args:
-        mode: True, or one of `MODES`.
+        mode: True, or one of `COMPILE_MODES`.
     """
     torch._functorch.config.donated_buffer = False
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((cache / "inductor").expanduser().resolve())
@@ -52,4 +51,4 @@ def compile_network(architecture: Architecture, cache: Path, mode: bool | str = 
     dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(parts))
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 64 * len(parts))
     for part in parts:
-        part.compile(**({"mode": mode} if mode in MODES else {}))
+        part.compile(**({"mode": mode} if mode in COMPILE_MODES else {}))

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._functorch import config as functorch
 
 from mtlcar.architectures.base import Architecture
-from mtlcar.compiled import MODES, compile_network, refuse_graphs
+from mtlcar.compiled import compile_network, refuse_graphs
 from mtlcar.errors import UserError
-from mtlcar.runs.check import CHOICES
+from mtlcar.runs.check import CHOICES, COMPILE_MODES
 from mtlcar.weightings.gradients import Step, bottleneck_gradients, parameter_gradients
 from mtlcar.weightings.mgda import MGDA
 from tests.networks import PAIR, build, losses
@@ -104,7 +104,7 @@ def test_the_modes_of_the_compiler_reach_it(own_cache: Path, monkeypatch: pytest
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(options))
     for mode in CHOICES["trainer.compile"][1:]:
         compile_network(network(), own_cache, mode)  # type: ignore[arg-type]
-    assert asked == [{}, *({"mode": mode} for mode in MODES)]
+    assert asked == [{}, *({"mode": mode} for mode in COMPILE_MODES)]
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
@@ -125,7 +125,7 @@ def test_a_cuda_graph_is_refused_where_it_would_be_played_into_gradients_that_ar
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", [True, *MODES])
+@pytest.mark.parametrize("mode", [True, *COMPILE_MODES])
 def test_compiled_steps_on_a_gpu_learn_what_eager_ones_do(mode: bool | str, own_cache: Path) -> None:
     image = IMAGE.cuda()
 

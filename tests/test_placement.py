@@ -34,7 +34,7 @@ def everywhere(store: ImageCache, device: torch.device) -> dict[str, Placed]:
     return {
         "mmap": Gathered(store, device),
         "device": Resident(on_device(store, device)),
-        "pinned": PageLocked(page_locked(store, pin=False), device),
+        "pinned": PageLocked(page_locked(store), device),
     }
 
 

@@ -56,20 +56,22 @@ def test_the_waiting_job_does_the_run_that_it_is_given(waiting: Spare, tmp_path:
 def test_there_are_never_more_than_are_expected(waiting: Spare) -> None:
     waiting.expect(2, ahead=True)
     first = job_of(waiting)
-    waiting.prepare_next()
+    waiting.prepare_next(lambda: True)
     assert job_of(waiting) is first
     assert waiting.take(["a"]) is first
-    waiting.prepare_next()
+    waiting.prepare_next(lambda: False)  # it still imports, decodes, waits for a GPU
+    assert job_of(waiting) is None
+    waiting.prepare_next(lambda: True)
     assert job_of(waiting) not in (None, first)
     assert waiting.take(["b"]) is not None
-    waiting.prepare_next()
+    waiting.prepare_next(lambda: True)
     assert job_of(waiting) is None
 
 
 def test_none_imports_beside_a_training_that_has_all_cores(waiting: Spare) -> None:
     waiting.expect(3)
     waiting.take(["a"])
-    waiting.prepare_next()
+    waiting.prepare_next(lambda: True)
     assert job_of(waiting) is None
 
 
@@ -107,7 +109,7 @@ def test_a_run_starts_without_where_there_can_be_none(waiting: Spare, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", refused)
         waiting.expect(2, ahead=True)
-        waiting.prepare_next()
+        waiting.prepare_next(lambda: True)
         assert waiting.take(["a"]) is None
     waiting.expect(1)
     job = job_of(waiting)

@@ -16,8 +16,6 @@ from mtlcar.build import Parts
 from mtlcar.data.datamodule import MultiTaskData
 
 Batch = dict[str, Any]
-AHEAD = 4
-"""More batches than our loader makes in advance."""
 
 
 @dataclass
@@ -66,7 +64,7 @@ def feeds(parts: Parts, rig: Rig, workers: int) -> tuple[Feed, Feed, Feed]:
         resident = ours(next(first))
     return (
         Feed("model", lambda: endless([resident]), lambda batch: batch, 1, 0),
-        Feed("mtlcar" if data.cache else "mtlcar streamed", lambda: endless(loader), ours, AHEAD, pixels),
+        Feed("mtlcar" if data.cache else "mtlcar streamed", lambda: endless(loader), ours, loader.prefetch + 1, pixels),
         Feed("plain", plain.batches, lambda batch: move_data_to_device(batch, device), plain.ahead, 4 * pixels),
     )
 

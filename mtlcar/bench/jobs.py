@@ -60,8 +60,6 @@ def command(
             two up to its cores, at most 8.
     """
     say = stderr()
-    if rounds < 1:
-        raise UserError(f"--rounds should be at least 1. Found {rounds}.")
     words = completed(overrides, SETTING, ours=OURS)
     cfg = finish(compose_config(words))
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
@@ -93,7 +91,7 @@ def command(
         bar = progress.add_task("a first run, untimed", total=rounds * len(numbers) * runs)
         order = random.Random(0)
         try:
-            first = list(cells(1, Path(folder, "first")))[:1]  # finds files and kernels that are not in memory yet
+            first = [next(cells(1, Path(folder, "first")))]  # finds files and kernels that are not in memory yet
             measure(first, 1, environment(1, gpu=gpu), stop, lambda: None)
             for n, k in [(n, k) for n in range(rounds) for k in order.sample(numbers, len(numbers))]:
                 if k not in found:

@@ -26,7 +26,6 @@ from mtlcar.bench.table import machine, stderr, table, times
 from mtlcar.bench.timing import Paired, no_collections
 from mtlcar.bench.weightings import SETTING
 from mtlcar.config import compose_config, cores, finish, parse
-from mtlcar.errors import UserError
 from mtlcar.runs.training import precision
 
 CROP = {"flip": 0.5, "crop_scale": [0.5, 1.0]}
@@ -51,10 +50,6 @@ def command(overrides: Sequence[str], *, rounds: int, workers: int | None = None
         workers: processes of the plain loader; None: one a core, eight at most.
     """
     say = stderr()
-    if rounds < 1:
-        raise UserError(f"--rounds should be at least 1. Found {rounds}.")
-    if workers is not None and workers < 0:
-        raise UserError(f"--workers should be a number of processes, 0 or more. Found {workers}.")
     workers = min(cores(), MAX_WORKERS) if workers is None else workers
     cfg, augmentations = configuration(overrides)
     rows: list[dict[str, Any]] = []

@@ -2,7 +2,6 @@
 
 import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from rich.progress import Progress
 
 from mtlcar.bench.overrides import completed
 from mtlcar.bench.table import machine, stderr, table, times
+from mtlcar.bench.timing import quartiles
 from mtlcar.build import build_data
 from mtlcar.errors import UserError
 from mtlcar.runs.status import NAME, read_status
@@ -40,8 +40,6 @@ LAST_LINES = 5
 def command(overrides: Sequence[str], *, rounds: int, as_json: bool = False) -> int:
     """Prints the rows: JSON, or a Markdown table. Processes are fresh ones, in an order drawn anew every round."""
     say = stderr()
-    if rounds < 1:
-        raise UserError(f"--rounds should be at least 1. Found {rounds}.")
     words = completed(overrides, SETTING, ours=("paths.runs",))
     cfg = CellMaker().make(words).cfg
     build_data(cfg)  # decoding is not what is measured
@@ -165,19 +163,12 @@ def as_rows(found: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     """Medians and quartiles; the ratio is the median of the rounds' own."""
     rows: list[dict[str, Any]] = []
     for name, seconds in found.items():
-        low, middle, high = quartiles(seconds)
+        low, middle, high = (round(value, 4) for value in quartiles(seconds))
         rows.append({"name": name, "seconds": middle, "seconds_low": low, "seconds_high": high})
     ratios = [own / base for own, base in zip(found[FIRST_STEP], found[IMPORTS], strict=True)]
-    low, middle, high = quartiles(ratios)
+    low, middle, high = (round(value, 4) for value in quartiles(ratios))
     rows[-1] |= {"ratio_to_imports": middle, "ratio_low": low, "ratio_high": high}
     return rows
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) < 2:
-        return round(values[0], 4), round(values[0], 4), round(values[0], 4)
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return round(low, 4), round(middle, 4), round(high, 4)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

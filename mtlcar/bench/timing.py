@@ -24,11 +24,16 @@ class Paired:
 
     @property
     def quartiles(self) -> tuple[float, float, float]:
-        """Of the ratios; the middle one is the median."""
-        if len(self.ratios) < 2:
-            return self.ratios[0], self.ratios[0], self.ratios[0]
-        low, middle, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
-        return low, middle, high
+        """Of the ratios."""
+        return quartiles(self.ratios)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The middle one is the median; of one value it is all three."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 @contextmanager

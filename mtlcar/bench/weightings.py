@@ -56,8 +56,6 @@ def command(
 ) -> int:
     """Prints the rows: JSON, or a Markdown table."""
     say = stderr()
-    if rounds < 1:
-        raise UserError(f"--rounds should be at least 1. Found {rounds}.")
     if not tasks or min(tasks) < 2:
         raise UserError(f"--tasks should be numbers of at least 2: one task has nothing to balance. Found {tasks}.")
     rest, own = split_overrides("weighting", overrides, WITH_PEERS if peers else SETTING)

@@ -18,7 +18,8 @@ from mtlcar.data.augment import Augment
 from mtlcar.data.cache import ImageStore, open_store
 from mtlcar.data.decode import ImageDecoder
 from mtlcar.data.loader import BatchLoader, batch_bounds
-from mtlcar.data.placement import PLACEMENTS, Placed, place
+from mtlcar.data.options import PLACEMENTS
+from mtlcar.data.placement import Placed, place
 from mtlcar.data.splits import check_classes, make_splits
 from mtlcar.data.staging import Batch
 from mtlcar.errors import UserError, did_you_mean

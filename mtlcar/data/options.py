@@ -10,6 +10,8 @@ from mtlcar.data.annotations import Annotations
 from mtlcar.errors import UserError
 from mtlcar.tasks import TaskSet
 
+PLACEMENTS = ("auto", "device", "pinned", "mmap")
+"""Where images lie while a run reads them: `mtlcar.data.placement.place`."""
 PIPELINE_KEYS = (
     "_target_",
     "name",

@@ -15,7 +15,6 @@ from mtlcar.runs.gpus import listed
 
 log = logging.getLogger("mtlcar")
 
-PLACEMENTS = ("auto", "device", "pinned", "mmap")
 SHARE = 0.25
 """Of the memory that is free before a training begins: what its images may take by themselves. The network, its
 optimizer and its activations need the rest, and nobody knows yet how much."""
@@ -146,10 +145,10 @@ def on_device(store: ImageCache, device: torch.device) -> Tensor:
     return images
 
 
-def page_locked(store: ImageCache, pin: bool = True) -> list[Tensor]:
+def page_locked(store: ImageCache) -> list[Tensor]:
     """All images of the store in portions, as `PageLocked` has them."""
     n, step = len(store.images), per_portion(store)
-    portions = []
+    portions, pin = [], torch.cuda.is_available()
     for start in range(0, n, step):
         rows = np.arange(start, min(start + step, n))
         portions.append(store.gather(rows, torch.empty((len(rows), *store.shape), dtype=torch.uint8, pin_memory=pin)))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
+from mtlcar.data.options import PLACEMENTS
 from mtlcar.errors import UserError
 
 POSITIVE = (
@@ -14,13 +15,15 @@ POSITIVE = (
     "data.image_size",
     "threads",
 )
+COMPILE_MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""torch's own names. The first two record the kernels of a step as CUDA graphs and play them back."""
 CHOICES = {
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
     "monitor_mode": (None, "max", "min"),
     "data.split": ("official", "stratified", "grouped"),
     "data.on_bad_image": ("error", "skip"),
-    "data.placement": ("auto", "device", "pinned", "mmap"),
-    "trainer.compile": (False, True, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "data.placement": PLACEMENTS,
+    "trainer.compile": (False, True, *COMPILE_MODES),
     "test_time_augmentation": ("none", "flips", "dihedral"),
 }
 SHARDED = ("fsdp", "deepspeed", "model_parallel")

@@ -132,9 +132,10 @@ def console_handler() -> logging.Handler:
 
 
 def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
-    from mtlcar.runs import run
+    """What takes the imports: after the lease."""
+    from mtlcar.runs.run import run as carry_out
 
-    run.run(run_dir, cfg, status)
+    carry_out(run_dir, cfg, status)
 
 
 def start(words: list[str]) -> int:

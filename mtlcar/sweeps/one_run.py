@@ -147,8 +147,8 @@ def wait(job: "subprocess.Popen[bytes]", stop: Stop, trains: Callable[[], bool] 
     told = 0
     try:
         while True:
-            if SPARE.wanted and not stop.requested and trains():
-                SPARE.prepare_next()
+            if not stop.requested:
+                SPARE.prepare_next(trains)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return job.wait(timeout=POLL)
             while stop.requested and told < stop.count:

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +64,9 @@ class Spare:
         else:
             self.discard()
 
-    @property
-    def wanted(self) -> bool:
-        """Whether there should be one, now that another job trains."""
-        return self.ahead and self.expected > 0 and self._job is None
-
-    def prepare_next(self) -> None:
-        """While another job trains."""
-        if self.wanted:
+    def prepare_next(self, trains: Callable[[], bool]) -> None:
+        """While another job works: when it `trains`, if one will be needed. Cheap where there is nothing to do."""
+        if self.ahead and self.expected and self._job is None and trains():
             self._prepare()
 
     def _prepare(self) -> None:
@@ -94,16 +89,14 @@ class Spare:
         if job is None:
             return None
         assert job.stdin is not None
-        try:
-            if self._place != Place.here():
-                raise OSError("it has other settings than a job started now")
-            with job.stdin:
-                job.stdin.write(json.dumps(list(words)).encode() + b"\n")
-        except OSError:
-            self.discard()
-            return None
-        self._job = None
-        return job
+        with contextlib.suppress(OSError):
+            if self._place == Place.here():
+                with job.stdin:
+                    job.stdin.write(json.dumps(list(words)).encode() + b"\n")
+                self._job = None
+                return job
+        self.discard()
+        return None
 
     def discard(self) -> None:
         """The waiting job has nothing that could be lost."""
