@@ -145,7 +145,7 @@ def test_splits_have_a_page_each_with_figures_of_their_own(splits: Path, tmp_pat
         assert f"![advanced_steel, split {split}: test results per cell" in text
         assert (tmp_path / "out" / "figures" / f"advanced_steel_{split}_test.png").is_file()
     names = [line.partition("](figures/")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
-    assert len(names) == len(set(names)) == len(list((tmp_path / "out" / "figures").iterdir()))
+    assert len(names) == len(set(names)) == len(list((tmp_path / "out" / "figures").glob("*.png")))
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert list(table["data"]) == ["advanced_steel"] * 4
     assert list(table["split"]) == ["official"] * 2 + ["grouped"] * 2

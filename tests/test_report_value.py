@@ -19,7 +19,7 @@ from mtlcar.report.figures import test_figure as results_figure
 from mtlcar.report.per_class import class_table
 from mtlcar.report.per_image import per_image
 from mtlcar.report.published import table_1
-from mtlcar.report.render import Table
+from mtlcar.report.section import Sheet
 from mtlcar.report.specimen_figure import drawn, specimen_figure
 from mtlcar.report.specimens import by_specimen, specimen_table, worst_table
 from mtlcar.report.table import headings, rows
@@ -39,7 +39,7 @@ def main_rows(folder: Path) -> dict[str, dict[str, tuple[str, bool]]]:
     return {row[0][0]: dict(zip(headings(comparison), row, strict=True)) for row in rows(comparison)}
 
 
-def texts(table: Table | None) -> list[dict[str, str]]:
+def texts(table: Sheet | None) -> list[dict[str, str]]:
     assert table is not None
     return [dict(zip(table.heads, (text for text, _ in row), strict=True)) for row in table.rows]
 
@@ -317,11 +317,11 @@ def test_all_tables_and_the_figure_are_in_both_files(tmp_path: Path) -> None:
     page, _, _ = build([tmp_path], tmp_path / "out")
     text, html = (page.parent / "report.md").read_text(), page.read_text()
     for title in ("Table 1 of arXiv 2403.17926, with our columns", "Each specimen counted once"):
-        assert f"### {title}\n" in text
-        assert f"<h3>{title}</h3>" in html
+        assert f"# {title}\n" in text
+        assert f">{title}</h" in html
     for title in ("Per class", "The 5 worst specimens of each cell"):
         assert f"### {title}\n" in text
-        assert f"<summary>{title}</summary>" in html
+        assert f">{title}</h3></summary>" in html
     assert "prediction - label" in text
     assert "prediction - label" in html
     assert "(figures/specimens.png)" in text

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mtlcar.report.comparison import Comparison
-from mtlcar.report.render import Row, Table
+from mtlcar.report.section import Row, Sheet
 from mtlcar.report.table import best_of, digits, heading, plain
 from mtlcar.report.varied import NONE
 
@@ -37,7 +37,7 @@ def by_class(df: pd.DataFrame, label: str, value: str) -> pd.DataFrame | None:
     return means.assign(images=grouped.size())
 
 
-def class_table(comparison: Comparison) -> Table | None:
+def class_table(comparison: Comparison) -> Sheet | None:
     """Rows: classes x cells, so that the cells stand side by side; means over seeds. None without class and value."""
     if comparison.pair is None:
         return None
@@ -64,7 +64,7 @@ def class_table(comparison: Comparison) -> Table | None:
     heads = [label, "cell", "test images", *(heading(metric, unit) for metric in metrics.values())]
     heads.append(f"{value} bias" + (f", {unit}" if unit else ""))
     note = "Means over seeds. Bias: mean of prediction - label. The best value of a class is bold."
-    return Table("Per class", heads, rows, note)
+    return Sheet("per_class", "Per class", heads, rows, note=note)
 
 
 def _mean(seeds: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mtlcar.report.comparison import Cell, Comparison
-from mtlcar.report.render import Row, Table
+from mtlcar.report.section import Row, Sheet
 from mtlcar.report.table import heading, text
 from mtlcar.report.varied import NONE
 
@@ -30,7 +30,7 @@ FASTCAR = (
 100 epochs, one RTX A6000."""
 
 
-def table_1(comparison: Comparison) -> Table | None:
+def table_1(comparison: Comparison) -> Sheet | None:
     """FastCAR's Table 1 with the cells of a comparison on the same data and split; None for any other."""
     same = comparison.dataset == "advanced_steel" and comparison.values("data.split") == ["official"]
     if not same or comparison.pair is None:
@@ -52,7 +52,7 @@ def table_1(comparison: Comparison) -> Table | None:
         f"Our rows: {sizes or 'unknown'} px, {epochs or 'unknown'} epochs, on other hardware, so that minutes do not "
         "compare; numbers as in the table above."
     )
-    return Table("Table 1 of arXiv 2403.17926, with our columns", heads, rows, note)
+    return Sheet("table_1", "Table 1 of arXiv 2403.17926, with our columns", heads, rows, note=note)
 
 
 def _number(cell: Cell, metric: str) -> str:

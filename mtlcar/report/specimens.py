@@ -7,7 +7,7 @@ from mtlcar.report.collect import Run
 from mtlcar.report.comparison import Cell, Comparison
 from mtlcar.report.intervals import Estimate, over_images, over_seeds
 from mtlcar.report.per_image import WITHIN
-from mtlcar.report.render import Row, Table
+from mtlcar.report.section import Row, Sheet
 from mtlcar.report.table import best_of, heading, plain, text
 from mtlcar.report.varied import NONE
 
@@ -50,7 +50,7 @@ def of_run(comparison: Comparison, run: Run) -> pd.DataFrame | None:
     return by_specimen(run.predictions, *comparison.pair)
 
 
-def specimen_table(comparison: Comparison) -> Table | None:
+def specimen_table(comparison: Comparison) -> Sheet | None:
     """One row a cell: means over its specimens, of its seeds. None where no predictions name groups."""
     found = [(cell, seeds) for cell in comparison.cells if (seeds := _seeds(comparison, cell))]
     if comparison.pair is None or not found:
@@ -71,10 +71,10 @@ def specimen_table(comparison: Comparison) -> Table | None:
         "(Wilson's for the share, else bootstrap)."
     )
     heads = ["cell", "n", "specimens", *heads, "within 8 %, % of specimens"]
-    return Table("Each specimen counted once", heads, rows, note)
+    return Sheet("specimens", "Each specimen counted once", heads, rows, note=note)
 
 
-def worst_table(comparison: Comparison) -> Table | None:
+def worst_table(comparison: Comparison) -> Sheet | None:
     """The specimens with the largest mean error, of each cell's first seed."""
     rows: list[Row] = []
     for cell in comparison.cells:
@@ -96,7 +96,8 @@ def worst_table(comparison: Comparison) -> Table | None:
     true, predicted = (f"{words}{f', {unit}' if unit else ''}" for words in ("true value", "mean predicted"))
     errors = [heading(f"{value}/{kind}", unit) for kind in ("mae", "mape")]
     heads = ["cell", "specimen", label, true, predicted, *errors, "tiles"]
-    return Table(f"The {WORST} worst specimens of each cell", heads, rows, "Of each cell's first seed, by MAE.")
+    title = f"The {WORST} worst specimens of each cell"
+    return Sheet("worst_specimens", title, heads, rows, note="Of each cell's first seed, by MAE.")
 
 
 def _seeds(comparison: Comparison, cell: Cell) -> list[pd.DataFrame]:
