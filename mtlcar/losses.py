@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from mtlcar.data.annotations import MISSING_CLASS
 from mtlcar.errors import UserError
+from mtlcar.level_matching import Kind, LevelMatching, check_kind
+from mtlcar.options import number
 from mtlcar.tasks import Task, TaskSet
 
 
@@ -30,6 +32,9 @@ class TaskLosses(nn.Module):
         huber_delta: in standard deviations of the training labels (not standardised: in the label's unit; on FastCAR's
             axis: in its scale).
         standardize: whether networks predict (value - mean) / std of the training labels, which `fit` finds.
+        matching: weight of `level_matching.LevelMatching` in the objective. It belongs to no task: no weighting sees
+            it, and it is no part of the losses [T].
+        matching_kind: `js` or `kl`.
         name: the group's choice, for logs and tables.
 
     Attributes:
@@ -47,6 +52,8 @@ class TaskLosses(nn.Module):
         regression: Literal["mse", "huber"] = "mse",
         huber_delta: float = 1.0,
         standardize: bool = True,
+        matching: float = 0.0,
+        matching_kind: Kind = "js",
         name: str = "default",
     ) -> None:
         super().__init__()
@@ -62,6 +69,9 @@ class TaskLosses(nn.Module):
         self.huber_delta = huber_delta
         self.standardize = standardize
         self.name = name
+        self.matching_weight = number("loss.matching", matching, least=0)
+        kind = check_kind(matching_kind)
+        self.matching = LevelMatching(tasks, kind) if self.matching_weight else None
         self.register_buffer("mean", torch.zeros(len(tasks), dtype=torch.float32))
         self.register_buffer("std", torch.ones(len(tasks), dtype=torch.float32))
 
@@ -100,6 +110,13 @@ class TaskLosses(nn.Module):
             world = dist.get_world_size()
             dist.all_reduce(counts)
         return sums * world / counts.clamp(min=1.0)
+
+    def add_matching(self, extra: Tensor | None, outputs: Mapping[str, Tensor]) -> Tensor | None:
+        """What the architecture adds to the objective of one step, and the weighted matching of levels with it."""
+        if self.matching is None:
+            return extra
+        found = self.matching_weight * self.matching(outputs)
+        return found if extra is None else extra + found
 
     def counts(self, targets: Mapping[str, Tensor]) -> Tensor:
         """Valid labels of each task in the batch, float32 [T]: the weights of the losses in a mean over batches."""

@@ -152,6 +152,7 @@ class MultiTaskModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         losses, shared = self._forward(batch)
+        shared.extra_loss = self.losses.add_matching(shared.extra_loss, shared.outputs)
         seen = losses.detach()
         if shared.extra_loss is not None:  # with the tasks' losses, which it may spoil in the next step
             seen = torch.where(shared.extra_loss.detach().isfinite(), seen, torch.nan)
@@ -267,6 +268,10 @@ class MultiTaskModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._loss_sums = None
+        # Lightning keeps the last value of a metric that an epoch does not have (no mistake: no severity), and a
+        # resumed run would lack it.
+        for name in [n for n in self.trainer.callback_metrics if n.startswith("val/")]:
+            del self.trainer.callback_metrics[name]
 
     def on_test_epoch_start(self) -> None:
         self._loss_sums = None

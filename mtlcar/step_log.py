@@ -21,7 +21,7 @@ class StepMeans:
     | `<task>/gradient_norm` | of the gradients that the weighting compared (unscaled) |
     | `<a>-<b>/cosine` | of the angle between two tasks' gradients |
     | `<a>-<b>/conflict` | share of the steps in which it is negative |
-    | `extra_loss` | what an architecture adds to the objective |
+    | `extra_loss` | what an architecture, and loss.matching, adds to the objective |
 
     Every micro-batch counts once. Values that are not finite (a step that overflowed in half precision) are left out
     of their mean. No module: DDP copies the first process's buffers over the others'.

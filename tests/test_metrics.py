@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlcar.metrics.classification import label_rank
+from mtlcar.metrics.direction import lower_is_better
 from mtlcar.metrics.hierarchy import imply
 from mtlcar.metrics.tasks import TaskMetrics
 from mtlcar.tasks import Task, TaskSet
@@ -63,6 +65,15 @@ def rows(batch: Batch, index: object) -> Batch:
     return tuple({k: v[index] for k, v in part.items()} for part in batch)  # type: ignore[return-value, index]
 
 
+def tree_height(a: int, b: int) -> int:
+    """Height of the lowest common ancestor of two models in the tree of CARS, by networkx."""
+    tree = nx.DiGraph([("root", ("type", i)) for i in range(2)])
+    tree.add_edges_from((("type", up), ("make", i)) for i, up in enumerate(CARS.parent_of["make"]))
+    tree.add_edges_from((("make", up), ("model", i)) for i, up in enumerate(CARS.parent_of["model"]))
+    common = nx.lowest_common_ancestor(tree, ("model", a), ("model", b))
+    return int(nx.dag_longest_path_length(tree.subgraph(nx.descendants(tree, common) | {common})))
+
+
 def brute_force(batch: Batch) -> dict[str, float]:
     """The definitions, one image at a time."""
     p, t, s = ({k: v.numpy() for k, v in part.items()} for part in batch)
@@ -93,6 +104,10 @@ def brute_force(batch: Batch) -> dict[str, float]:
     ok = [i for i in range(n) if min(t[k][i] for k in ("type", "make", "model")) >= 0]
     right = [all(p[k][i] == t[k][i] for k in ("type", "make", "model")) for i in ok]
     found["hierarchy/full_path_accuracy"] = np.mean(right)
+    ok = [i for i in range(n) if t["model"][i] >= 0]
+    heights = [tree_height(int(p["model"][i]), int(t["model"][i])) for i in ok]
+    found["hierarchy/mistake_severity"] = np.mean([h for h in heights if h])
+    found["hierarchy/distance"] = np.mean(heights)
     ok = [i for i in range(n) if not np.isnan(t["weight"][i])]
     y, e = t["weight"][ok].astype(float), (p["weight"][ok].astype(float) - t["weight"][ok].astype(float))
     found |= {"weight/mae": np.mean(np.abs(e)), "weight/mse": np.mean(e**2), "weight/rmse": np.mean(e**2) ** 0.5}
@@ -174,8 +189,9 @@ def test_perfect_predictions_are_perfect() -> None:
     _, t, _ = example(50, missing=0.0)
     scores = {k: torch.nn.functional.one_hot(t[k], len(CARS[k].classes)).float() for k in ("type", "make", "model")}
     found = metrics((dict(t), t, scores)).compute()
-    errors = {"weight/mae", "weight/mse", "weight/rmse", "weight/mape"}
-    assert found == {k: 0.0 if k in errors else 1.0 for k in TaskMetrics.names(CARS)}
+    errors = {"weight/mae", "weight/mse", "weight/rmse", "weight/mape", "hierarchy/distance"}
+    names = [k for k in TaskMetrics.names(CARS) if k != "hierarchy/mistake_severity"]  # there is no mistake
+    assert found == {k: 0.0 if k in errors else 1.0 for k in names}
 
 
 def test_names_are_prefixed_and_complete() -> None:
@@ -198,7 +214,8 @@ def test_tasks_that_are_not_predicted_are_left_out_but_the_implied_ones_are_ther
     p, t, s = example(60)
     only = {"model": p["model"]}
     plain = metrics((only, t, {"model": s["model"]})).compute()
-    assert {k.split("/")[0] for k in plain} == {"model", "make", "type"}
+    assert {k.split("/")[0] for k in plain} == {"model", "make", "type", "hierarchy"}
+    assert {k for k in plain if k.startswith("hierarchy")} == {"hierarchy/mistake_severity", "hierarchy/distance"}
     assert "make/accuracy" not in plain
     implied = metrics((imply(CARS, only), t, {"model": s["model"]})).compute()
     assert implied["make/accuracy"] == implied["make/implied_accuracy"] == plain["make/implied_accuracy"]
@@ -222,7 +239,26 @@ def test_imply_fills_coarser_classes_from_the_finest_and_keeps_what_was_predicte
 def test_no_class_is_wrong_inconsistent_and_no_false_positive() -> None:
     _, t, _ = example(40, missing=0.0)
     found = metrics(({k: torch.full_like(v, -1) for k, v in t.items() if k != "weight"}, t, {})).compute()
+    assert (found.pop("hierarchy/mistake_severity"), found.pop("hierarchy/distance")) == (3.0, 3.0)  # as far as can be
     assert set(found.values()) == {0.0}
+
+
+def test_severity_is_of_mistakes_and_distance_of_all_labelled_images() -> None:
+    # Right; the other model of the make; the other make of the type; the other type; no label.
+    p = {"model": torch.tensor([0, 1, 2, 7, 3])}
+    t = {"model": torch.tensor([0, 0, 0, 0, -1]), "make": torch.zeros(5).long(), "type": torch.zeros(5).long()}
+    found = metrics((p, t, {})).compute()
+    assert (found["hierarchy/mistake_severity"], found["hierarchy/distance"]) == (2.0, 1.5)
+    two = CARS.subset(["make", "model"])  # without the type the root is above the makes
+    found = metrics((p, t, {}), tasks=two).compute()
+    assert (found["hierarchy/mistake_severity"], found["hierarchy/distance"]) == (5 / 3, 5 / 4)
+    for task, tasks in (("make", CARS), ("model", CARS.subset(["model"])), ("type", CARS.subset(["type"]))):
+        alone = metrics(({task: t[task]}, t, {}), tasks=tasks).compute()
+        assert not {"hierarchy/mistake_severity", "hierarchy/distance"} & set(alone), (
+            "of the finest task, if it has one"
+        )
+    assert all(lower_is_better(f"test/hierarchy/{kind}") for kind in ("mistake_severity", "distance"))
+    assert not lower_is_better("test/hierarchy/consistency")
 
 
 def test_equal_or_nan_scores_do_not_look_right() -> None:

@@ -60,7 +60,8 @@ def test_two_architectures_two_weights_two_seeds_are_four_rows_of_two(report: Pa
     assert (table["n"] == 2).all()
     assert set(table["architecture"]) == {"parallel", "cascade"}
     assert set(table["weights"]) == {"make 0.1, model 0.9", "make 0.5, model 0.5"}
-    lines = [line for line in (report.parent / "report.md").read_text().splitlines() if line.startswith("| parallel |")]
+    results = (report.parent / "report.md").read_text().partition("### Results\n")[2].partition("\n#")[0]
+    lines = [line for line in results.splitlines() if line.startswith("| parallel |")]
     assert len(lines) == 2
 
 

@@ -131,7 +131,7 @@ def print_summary(data: MultiTaskData, console: Console) -> None:
     console.print(table)
     table = Table("task", "labels", *(f"{split}: per class / range" for split in data.indices), "missing", box=None)
     for task in data.tasks:
-        y = data.annotations.targets[task.name]
+        y = data.targets[task.name].numpy()  # without labels that data.label_fraction hides
         cells = []
         for rows in data.indices.values():
             known = y[rows][y[rows] >= 0] if task.kind == "classification" else y[rows][~np.isnan(y[rows])]

@@ -18,6 +18,7 @@ from mtlcar.data.augment import Augment
 from mtlcar.data.cache import ImageStore, open_store
 from mtlcar.data.decode import ImageDecoder
 from mtlcar.data.loader import BatchLoader, batch_bounds
+from mtlcar.data.missing_labels import thin_labels
 from mtlcar.data.options import PLACEMENTS
 from mtlcar.data.placement import Placed, place
 from mtlcar.data.splits import check_classes, make_splits
@@ -39,6 +40,8 @@ class MultiTaskData(LightningDataModule):
         cache_dir: decoded images go to `cache_dir / "images"`.
         seed: of the order of training images and of augmentation.
         split, fractions, split_seed: see `mtlcar.data.splits.make_splits`.
+        label_fraction: task -> share of the training images that keep their label, chosen by `split_seed`; see
+            `mtlcar.data.missing_labels.thin_labels`. Tasks that are not named keep all.
         resize, box_margin: see `mtlcar.data.decode.ImageDecoder`.
         on_bad_image: `error`, or `skip` to leave a few damaged images out.
         cache: keep decoded images in a memory-mapped file; False: decode while training.
@@ -50,7 +53,7 @@ class MultiTaskData(LightningDataModule):
     Attributes:
         annotations, tasks: what `read` gave, checked; every row is there, also those that `skip` left out.
         indices: split -> int64 rows of the annotations.
-        targets: task -> labels of all rows [N]; class -1 and value NaN are missing.
+        targets: task -> labels of all rows [N]; class -1 and value NaN are missing, or hidden by `label_fraction`.
         store, decoder, augment: where images come from, how files become images, how images become input.
         device: where batches are made without a trainer; with one it is the trainer's.
     """
@@ -75,6 +78,7 @@ class MultiTaskData(LightningDataModule):
         split: str = "stratified",
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
+        label_fraction: Mapping[str, float] | None = None,
         resize: str = "stretch",
         box_margin: float | None = 0.0,
         on_bad_image: str = "error",
@@ -100,6 +104,7 @@ class MultiTaskData(LightningDataModule):
         self.cache_dir, self.cache, self.on_bad_image = Path(cache_dir), cache, on_bad_image
         self.seed = seed
         self.split, self.fractions, self.split_seed = split, plain(fractions), split_seed
+        self.label_fraction = plain(label_fraction)
         self.options = {key: plain(value) for key, value in options.items()}
         self.decoder = ImageDecoder(image_size, resize, box_margin)
         self.augment = make_augment(plain(augment or {}))
@@ -111,8 +116,15 @@ class MultiTaskData(LightningDataModule):
         annotations, tasks = self.read(self.root, **self.options)
         annotations.check(tasks)
         self.annotations, self.tasks = annotations, tasks
-        self.targets = {task: torch.from_numpy(np.array(annotations.targets[task])) for task in tasks.names}
-        self.indices = make_splits(annotations, tasks, self.split, self.fractions, self.split_seed)
+        indices = make_splits(annotations, tasks, self.split, self.fractions, self.split_seed)
+        self.targets = self._labels(indices["train"])
+        self.indices = indices
+
+    def _labels(self, train: np.ndarray) -> dict[str, Tensor]:
+        """The labels of all rows, those of the training rows thinned out."""
+        known, paths = self.annotations.targets, self.annotations.paths
+        kept = thin_labels(known, self.tasks, paths, train, self.label_fraction, self.split_seed)
+        return {task: torch.from_numpy(np.array(kept[task])) for task in self.tasks.names}
 
     def prepare_data(self) -> None:
         """`setup` on one process first, so that the others find the decoded images."""
@@ -129,6 +141,7 @@ class MultiTaskData(LightningDataModule):
             bad = np.array(sorted(store.bad), dtype=np.int64)
             self.indices = {split: np.setdiff1d(rows, bad) for split, rows in self.indices.items()}
             check_classes(self.annotations, self.tasks, self.indices, self.split)
+            self.targets = self._labels(self.indices["train"])  # the only label of a class may have been among them
         self.store = store
 
     @property

@@ -23,6 +23,7 @@ PIPELINE_KEYS = (
     "split",
     "fractions",
     "split_seed",
+    "label_fraction",
     "resize",
     "box_margin",
     "on_bad_image",

@@ -1,6 +1,18 @@
 """Which way a metric improves; known without torch."""
 
-LOWER = ("loss", "mae", "mse", "rmse", "mape", "mape_if_right", "parameters", "minutes", "fit_seconds")
+LOWER = (
+    "loss",
+    "mae",
+    "mse",
+    "rmse",
+    "mape",
+    "mape_if_right",
+    "mistake_severity",
+    "distance",
+    "parameters",
+    "minutes",
+    "fit_seconds",
+)
 
 
 def lower_is_better(metric: str) -> bool:

@@ -6,10 +6,14 @@ from typing import cast
 from torch import Tensor, nn
 
 from mtlcar.metrics.classification import ClassificationSums, top_ks
-from mtlcar.metrics.hierarchy import HierarchySums, edges
+from mtlcar.metrics.hierarchy import HierarchySums
+from mtlcar.metrics.levels import edges
 from mtlcar.metrics.regression import ERRORS, RegressionSums
 from mtlcar.metrics.sums import Sums
 from mtlcar.tasks import TaskSet
+
+AGREEMENT = ("consistency", "full_path_accuracy", "mistake_severity", "distance")
+"""What is known of levels together; the last two are better when lower."""
 
 
 class TaskMetrics(nn.Module):
@@ -47,7 +51,7 @@ class TaskMetrics(nn.Module):
             else:
                 kinds = ERRORS
             names += [f"{task.name}/{kind}" for kind in kinds]
-        return names + (["hierarchy/consistency", "hierarchy/full_path_accuracy"] if edges(tasks) else [])
+        return names + ([f"hierarchy/{kind}" for kind in AGREEMENT] if edges(tasks) else [])
 
     def update(
         self,

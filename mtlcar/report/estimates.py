@@ -25,7 +25,7 @@ def shown_metrics(runs: Sequence[Run], pair: tuple[str, str] | None) -> list[str
     for task in tasks.values():
         if task.kind == "classification":
             wanted += [f"{task.name}/accuracy", f"{task.name}/implied_accuracy"]
-    wanted += ["hierarchy/consistency", "hierarchy/full_path_accuracy"]
+    wanted += ["hierarchy/consistency", "hierarchy/full_path_accuracy", "hierarchy/mistake_severity"]
     for task in tasks.values():
         if task.kind == "regression":
             wanted += [f"{task.name}/{error}" for error in ("mae", "mape", "mse")]

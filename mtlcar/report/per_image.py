@@ -1,8 +1,13 @@
 """The value of a metric for each test image, from predictions.parquet: its mean is the metric."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 
+from mtlcar.metrics.decoding import DECODINGS, decode_levels
+from mtlcar.metrics.levels import edges, levels
+from mtlcar.metrics.scored_levels import scored_levels
 from mtlcar.tasks import TaskSet
 
 WITHIN = 0.08
@@ -75,18 +80,35 @@ def _labels(df: pd.DataFrame, tasks: TaskSet, child: str, ancestor: str) -> np.n
 def _hierarchy(
     kind: str, df: pd.DataFrame, tasks: TaskSet, predicted: list[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    edges = [(t.name, t.parent) for t in tasks if t.parent is not None and t.parent in tasks]
-    levels = [t.name for t in tasks if any(t.name in edge for edge in edges)]
-    if not edges or any(name not in predicted for name in levels):
+    if kind in ("mistake_severity", "distance"):
+        return _heights(df, tasks, predicted, mistakes=kind == "mistake_severity")
+    names = levels(tasks)
+    if not names or any(name not in predicted for name in names):
         return None
     if kind == "consistency":
-        pairs = [(_lifted(df, tasks, child, up), _classes(df, up, "prediction")) for child, up in edges]
+        pairs = [(_lifted(df, tasks, child, up), _classes(df, up, "prediction")) for child, up in edges(tasks)]
         return np.all([(implied == own) & (own >= 0) for implied, own in pairs], axis=0), np.full(len(df), True)
     if kind == "full_path_accuracy":
-        targets = np.stack([_classes(df, name, "target") for name in levels])
-        right = np.stack([_classes(df, name, "prediction") for name in levels]) == targets
+        targets = np.stack([_classes(df, name, "target") for name in names])
+        right = np.stack([_classes(df, name, "prediction") for name in names]) == targets
         return np.all(right, axis=0), np.asarray(np.all(targets >= 0, axis=0))
     return None
+
+
+def _heights(
+    df: pd.DataFrame, tasks: TaskSet, predicted: list[str], *, mistakes: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Levels at which true and predicted class of the finest task differ, of mistakes alone or of all images."""
+    finest = tasks.finest().name
+    above = tasks.ancestors(finest)
+    if not above or finest not in predicted:
+        return None
+    differ = [
+        _lifted(df, tasks, finest, name) != _lifted(df, tasks, finest, name, "target") for name in (finest, *above)
+    ]
+    height = np.sum(differ, axis=0)
+    labelled = _classes(df, finest, "target") >= 0
+    return height.astype(np.float64), labelled & (height > 0) if mistakes else labelled
 
 
 def _errors(kind: str, df: pd.DataFrame, task: str) -> tuple[np.ndarray, np.ndarray]:
@@ -106,3 +128,40 @@ def _errors_if_right(df: pd.DataFrame, tasks: TaskSet) -> tuple[np.ndarray, np.n
     target = _classes(df, pair[0], "target")
     values, valid = _errors("mape", df, pair[1])
     return values, valid & (target >= 0) & (_classes(df, pair[0], "prediction") == target)
+
+
+def decoding_metrics(tasks: TaskSet) -> list[str]:
+    """The test metrics that a decoding changes."""
+    kinds = ("consistency", "full_path_accuracy", "mistake_severity", "distance")
+    return [*(f"{name}/accuracy" for name in levels(tasks)), *(f"hierarchy/{kind}" for kind in kinds)]
+
+
+def decoded(
+    columns: Mapping[str, np.ndarray], tasks: TaskSet, decodings: Sequence[str] = DECODINGS
+) -> dict[str, pd.DataFrame]:
+    """Targets and predictions of the levels under each decoding, for `per_image`; empty where fewer than two levels
+    have scores, of which all decodings say the same.
+
+    Args:
+        columns: `<task>/target` and `<task>/prediction` [N] and `<task>/scores` [N, C], which are probabilities.
+    """
+    scores = {name: columns[f"{name}/scores"] for name in tasks.names if f"{name}/scores" in columns}
+    if len(scored_levels(tasks, scores)) < 2:
+        return {}
+    shown = [name for name in levels(tasks) if f"{name}/prediction" in columns]
+    own = {name: columns[f"{name}/prediction"] for name in shown}
+    targets = {f"{name}/target": columns[f"{name}/target"] for name in shown}
+    found = {}
+    for how in decodings:
+        classes = decode_levels(scores, tasks, how, own)
+        found[how] = pd.DataFrame({**targets, **{f"{name}/prediction": classes[name] for name in shown}})
+    return found
+
+
+def by_decoding(columns: Mapping[str, np.ndarray], tasks: TaskSet) -> dict[str, dict[str, float]]:
+    """{decoding: {metric: value}} of `decoding_metrics`, those that are defined; `columns` as for `decoded`."""
+    found: dict[str, dict[str, float]] = {}
+    for how, df in decoded(columns, tasks).items():
+        images = {metric: per_image(metric, df, tasks) for metric in decoding_metrics(tasks)}
+        found[how] = {metric: float(values.mean()) for metric, values in images.items() if values is not None}
+    return found

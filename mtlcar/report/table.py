@@ -25,6 +25,8 @@ def heading(metric: str, unit: str = "") -> str:
     fixed = {
         "hierarchy/consistency": "consistent %",
         "hierarchy/full_path_accuracy": "full path %",
+        "hierarchy/mistake_severity": "severity, levels",
+        "hierarchy/distance": "distance, levels",
         "parameters": "parameters, M",
         "minutes": "fit, min",
     }

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mtlcar.config import FOUND
-from mtlcar.runs.fingerprint import WITHOUT, canonical
+from mtlcar.runs.fingerprint import OFF, WITHOUT, canonical
 
 Settings = dict[str, Any]
 """Dotted key -> value (plain scalar, or text for a list or a mapping by task)."""
@@ -20,10 +20,11 @@ CONSTANTS = "label_transform.constants"
 METHOD = "method"
 """The setting that names a whole combination of parts; null: the parts speak for themselves."""
 
-OFF = ("trainer.ema",)
-"""Keys that are younger than some runs, and whose null is what those were made with."""
+NULL = ("trainer.ema",)
+"""Keys that are younger than some runs, and whose null is what those were made with; so are those of
+`mtlcar.runs.fingerprint.OFF`, with the value that switches them off."""
 
-NOT_ANNOTATIONS = ("batch_size", "num_workers", "image_size", "split", "split_seed", "fractions")
+NOT_ANNOTATIONS = ("batch_size", "num_workers", "image_size", "split", "split_seed", "fractions", "label_fraction")
 """Settings of `data` that do not change what the digest of the annotations is of."""
 
 IGNORED = (
@@ -54,9 +55,13 @@ def settings(config: Mapping[str, Any], task_names: Iterable[str]) -> Settings:
                 flat[dotted] = _leaf(value, dotted)
 
     walk(config, "")
-    for key in (METHOD, *OFF):
+    for key in (METHOD, *NULL):
         if flat.get(key) is None:
             flat.pop(key, None)
+    for key, (off, more) in OFF.items():
+        if flat.get(key, off) == off:
+            for name in (key, *more):
+                flat.pop(name, None)
     return flat
 
 

@@ -34,6 +34,10 @@ WITHOUT = (
 )
 """Keys that cannot change a result, or whose content enters as a digest instead of a path."""
 
+OFF = {"data.label_fraction": (None, ()), "loss.matching": (0, ("loss.matching_kind",))}
+"""Keys that are younger than some runs -> the value that switches them off, under which a run is the same as before
+they existed, and what then says nothing either."""
+
 
 def canonical(value: Any) -> Any:
     """Equal values written differently (`1`, `1.0`, `1e0`) become one; dictionaries lose their order."""
@@ -83,16 +87,24 @@ def refuse_other_content(run_dir: Path, cfg: DictConfig, annotations: str) -> No
             )
 
 
+def _drop(plain: dict[Any, Any], key: str) -> None:
+    *parents, last = key.split(".")
+    node: Any = plain
+    for name in parents:
+        node = node.get(name, {})
+    node.pop(last, None)
+
+
 def fingerprint(cfg: DictConfig, digests: Mapping[str, str]) -> str:
     """12 hex digits. `digests`: what stands in for paths (annotations, weight file)."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     for key in WITHOUT:
-        *parents, last = key.split(".")
-        node: Any = plain
-        for name in parents:
-            node = node.get(name, {})
-        node.pop(last, None)
+        _drop(plain, key)
+    for key, (off, more) in OFF.items():
+        if OmegaConf.select(cfg, key) == off:
+            for name in (key, *more):
+                _drop(plain, name)
     for name, value in plain.get("trainer", {}).items():
         if name.startswith("limit_") and isinstance(value, int):
             plain["trainer"][name] = f"{value} batches"  # 1 is one batch and 1.0 all of them

@@ -64,6 +64,7 @@ def metrics_json(
     rows: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """The contract of DESIGN section 6; accuracies are fractions, mape a percentage, errors in the label's unit."""
+    by_level = decodings(parts, rows)
     return {
         "schema": 1,
         "fingerprint": run_dir.name,
@@ -77,6 +78,7 @@ def metrics_json(
         },
         "val": strip(checkpoints.best_values, "val/"),
         "test": strip(values, "test/"),
+        **({"decodings": by_level} if by_level else {}),
         "per_class": finite(tables),
         "timing": timing.summary(),
         "cost": costs(parts),
@@ -85,6 +87,17 @@ def metrics_json(
         "versions": versions(),
         "wandb": wandb_info(loggers),
     }
+
+
+def decodings(parts: Parts, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+    """{decoding: {metric: value}} of the test images (`mtlcar.metrics.decoding`): `independent` is what the network
+    says by itself, and has the values of `test`. Empty where decodings do not differ: without a hierarchy, with scores
+    at one level alone, or where scores are no probabilities."""
+    if not rows or not parts.module.label_transform.probabilities:
+        return {}
+    from mtlcar.report.per_image import by_decoding
+
+    return finite(by_decoding(rows, parts.data.tasks))
 
 
 def findings(parts: Parts, rows: dict[str, np.ndarray]) -> dict[str, Any]:

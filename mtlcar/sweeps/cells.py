@@ -89,12 +89,14 @@ class CellMaker:
         key = OmegaConf.to_yaml(cfg.data) + str(cfg.paths.cache)
         if key not in self._read:
             annotations, tasks = read_annotations(cfg.data, Path(cfg.paths.cache))
+            from mtlcar.data.missing_labels import check_label_fraction
             from mtlcar.data.splits import make_splits
 
             splits = make_splits(annotations, tasks, cfg.data.split, list(cfg.data.fractions), cfg.data.split_seed)
             for name, use in (("val", "picks the best checkpoint"), ("test", "is what the results are about")):
                 if not len(splits[name]):
                     raise UserError(f"The {name} split is empty, and it {use}. Give it a share in data.fractions.")
+            check_label_fraction(OmegaConf.to_container(cfg.data).get("label_fraction"), tasks)  # type: ignore[union-attr]
             self._read[key] = annotations.digest(), tasks
         return self._read[key]
 
