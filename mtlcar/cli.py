@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from mtlcar import __version__
+from mtlcar.cli_trained import add_trained, run_trained
 from mtlcar.errors import UserError
 
 TRAIN_EPILOG = """\
@@ -92,9 +93,18 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", help="key=value, for keys of the run's config.yaml")
     evaluate.add_argument("--json", action="store_true", help="print the metrics as JSON")
 
-    report = add("report", "Compare finished runs: Markdown, HTML and figures.")
+    report = add("report", "Compare finished runs: HTML, Markdown, figures, CSV and LaTeX.")
     report.add_argument("dirs", nargs="+", metavar="DIR", help="run or sweep directories")
     report.add_argument("-o", "--output", help="folder of the report (default: DIR/report)")
+    report.add_argument(
+        "--watch",
+        nargs="?",
+        const=30.0,
+        type=float,
+        metavar="SECONDS",
+        help="build it again as runs finish, looking every SECONDS (30), until all have",
+    )
+    report.add_argument("--wandb", action="store_true", help="lay out a workspace and a report in W&B, too")
 
     add_runs(
         add(
@@ -104,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+
+    add_trained(add)
 
     data = add("data", "List, prepare, verify or show datasets.")
     data.add_argument("action", choices=("list", "prepare", "verify", "show"))
@@ -219,7 +231,13 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "report":
         from mtlcar.report import command
 
-        return command(args.dirs, args.output)
+        if args.watch is not None and not args.watch > 0:
+            raise UserError(f"--watch should be a number of seconds above 0. Found {args.watch:g}.")
+        if args.watch is not None and args.wandb:
+            raise UserError("--watch and --wandb exclude each other; lay out W&B once the runs are there.")
+        return command(args.dirs, args.output, watched=args.watch, wandb=args.wandb)
+    if args.command in ("predict", "explain", "export", "diagnose"):
+        return run_trained(args)
     if args.command == "bench":
         return run_bench(args)
     if args.command == "runs":

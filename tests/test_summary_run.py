@@ -1,5 +1,6 @@
 """The W&B run of a whole sweep: one for life, offline without a key, and never in the way of the sweep."""
 
+import csv
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from mtlcar.report.collect import collect
 from mtlcar.runs import flock
 from mtlcar.runs.names import run_name, wandb_id
 from mtlcar.sweeps import summary_run
-from mtlcar.sweeps.summary_run import figures, shared, summarize_sweep, totals
+from mtlcar.sweeps.summary_run import TABLE_ROWS, figures, shared, summarize_sweep, tables, totals
 from tests.run_dirs import config, write_run
 
 REPO = Path(__file__).parents[1]
@@ -52,7 +53,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     env |= {"HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(REPO)}
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", SWEEP, str(folder)],
-        cwd=REPO, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+        cwd=REPO, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, done.stdout + done.stderr
@@ -84,11 +85,13 @@ def test_it_holds_the_table_the_report_and_its_figures(offline: tuple[Path, str]
     (row,) = read_history(run_files(folder / "summary")[-1])
     keys = {key.split("/path")[0] for key in row if key.endswith("/path")}
     shown = {f"figures/{file.stem}" for file in figures(folder / "summary" / "report" / "report.html")}
-    assert keys == {"results", "report", *shown}
+    sheets = {f"tables/{file.stem}" for file in (folder / "summary" / "report" / "tables").glob("*.csv")}
+    assert keys == {"results", "report", *shown, *sheets}
+    assert "tables/results" in sheets
     assert {"figures/test", "figures/curves_val_model_accuracy"} <= shown
     (page,) = media(offline, "report_*.html")
     assert page.read_text() == (folder / "summary" / "report" / "report.html").read_text()
-    (file,) = media(offline, "results_*.table.json")
+    (file,) = media(offline, "table/results_*.table.json")
     table = json.loads(file.read_text())
     rows = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
     runs = {run.directory.name: run for run in find([folder]).runs}
@@ -102,6 +105,56 @@ def test_it_holds_the_table_the_report_and_its_figures(offline: tuple[Path, str]
         assert (row["state"], row["best"]) == (run.state, run.best)
         assert row["test/model/accuracy"] == run.numbers.get("test/model/accuracy")
     assert "data.image_size" not in table["columns"]
+
+
+def test_the_reports_tables_are_tables(offline: tuple[Path, str]) -> None:
+    folder, _ = offline
+    files = sorted((folder / "summary" / "report" / "tables").glob("*.csv"))
+    made = run_files(folder / "summary")[-1].parent / "files" / "media" / "table" / "tables"
+    assert len(list(made.iterdir())) == len(files) > 0
+    for file in files:
+        (copy,) = made.glob(f"{file.stem}_?_*.table.json")
+        table = json.loads(copy.read_text())
+        with file.open(newline="") as lines:
+            head, *rows = csv.reader(lines)
+        assert table["columns"] == head
+        assert len(table["data"]) == len(rows)
+        for told, row in zip(table["data"], rows, strict=True):
+            for value, text in zip(told, row, strict=True):
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    assert value == float(text)
+                else:
+                    assert str("" if value is None else value) == text
+
+
+def test_a_long_table_is_cut_and_a_broken_one_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "long.csv").write_text("a,b\n" + "".join(f"{i},\n" for i in range(TABLE_ROWS + 5)))
+    (folder / "mixed.csv").write_text("cell,model %,note\nx,84.1 ± 0.9,\ny,-,best\n")
+    (folder / "empty.csv").write_text("")
+    (folder / "torn.csv").write_text('a,b\n1,2\n3,4,5,6\n"')
+    with caplog.at_level(logging.WARNING, "mtlcar"):
+        found = tables(tmp_path / "report.html")
+    assert {name: len(table.data) for name, table in found.items()} == {"long": TABLE_ROWS, "mixed": 2}
+    assert found["long"].data[-1] == [TABLE_ROWS - 1, None]
+    assert found["mixed"].data == [["x", "84.1 ± 0.9", None], ["y", "-", "best"]]
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert f"the first {TABLE_ROWS} of the {TABLE_ROWS + 5} rows of {folder / 'long.csv'}" in said
+    assert f"no table {folder / 'empty.csv'}" in said
+    assert f"no table {folder / 'torn.csv'}" in said
+    assert tables(tmp_path / "elsewhere" / "report.html") == {}
+
+
+def test_tables_of_an_earlier_report_are_not_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = cell(tmp_path / "runs", "single")
+    old = tmp_path / "report" / "tables" / "old.csv"
+    old.parent.mkdir(parents=True)
+    old.write_text("a\n1\n")
+    monkeypatch.setattr("mtlcar.report.build_report", lambda dirs, output: output / "report.html")
+    report = summary_run._report(find([run]).runs, tmp_path / "report")
+    assert report is not None
+    assert tables(report) == {}
 
 
 def summary(file: Path) -> dict[str, Any]:

@@ -29,9 +29,9 @@ def _sections() -> list[SectionMaker]:
     import importlib
     import importlib.util
 
-    def of(name: str) -> list[SectionMaker]:
+    def of(name: str, maker: str = "section") -> list[SectionMaker]:
         found = importlib.util.find_spec(f"mtlcar.report.{name}")
-        return [importlib.import_module(f"mtlcar.report.{name}").section] if found else []
+        return [getattr(importlib.import_module(f"mtlcar.report.{name}"), maker)] if found else []
 
     return [
         results_section,
@@ -45,6 +45,7 @@ def _sections() -> list[SectionMaker]:
         *of("decodings"),
         *of("calibration"),
         *of("confusions"),
+        *of("confusions", "by_cell_section"),
         value_section.class_section,
         value_section.worst_section,
         curves_section,

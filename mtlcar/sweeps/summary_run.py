@@ -25,6 +25,8 @@ log = logging.getLogger("mtlcar")
 
 FOLDER = "summary"
 """Below the sweep's folder: W&B's files and the report."""
+TABLE_ROWS = 10_000
+"""Most rows of one of the report's tables: W&B shows no more of a table."""
 WRITTEN = ".written"
 """In that folder: touched when all was logged."""
 
@@ -123,7 +125,8 @@ def _log(like: StoredRun, sweep_dir: Path, folder: Path, absent: int) -> None:
         if report is not None:
             pictures = {f"figures/{file.stem}": wandb.Image(str(file)) for file in figures(report)}
             html = wandb.Html(report.read_text(encoding="utf-8"), inject=False)
-            run.log({"report": html, **pictures}, commit=False)  # one row with the table
+            sheets = {f"tables/{name}": table for name, table in tables(report).items()}
+            run.log({"report": html, **pictures, **sheets}, commit=False)  # one row with the table
         columns, rows = results(listing)
         run.log({"results": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)})
         code = 0
@@ -140,6 +143,8 @@ def _report(runs: Sequence[StoredRun], output: Path) -> Path | None:
     """report.html of the finished runs, None where there is none."""
     from mtlcar.report import build_report
 
+    for file in output.glob("tables/*.csv"):
+        file.unlink()  # an earlier report may have had others
     finished = [run.directory for run in runs if run.state == "finished"]
     try:
         return build_report(finished, output) if finished else None
@@ -148,9 +153,30 @@ def _report(runs: Sequence[StoredRun], output: Path) -> Path | None:
 
 
 def figures(report: Path) -> list[Path]:
-    """The figures that the report beside `report.html` shows; its folder may have those of an earlier one too."""
-    names = re.findall(r"\]\(figures/([^)]+)\)", report.with_suffix(".md").read_text(encoding="utf-8"))
+    """The figures that the report beside `report.html` shows, PNG; its folder may have those of an earlier one too."""
+    names = re.findall(r"\]\(figures/([^)]+\.png)\)", report.with_suffix(".md").read_text(encoding="utf-8"))
     return [report.parent / "figures" / name for name in dict.fromkeys(names)]
+
+
+def tables(report: Path) -> dict[str, Any]:
+    """The tables beside `report.html` as W&B's: name -> `wandb.Table` of the first `TABLE_ROWS` rows. What was cut, and
+    a file that cannot be read, is a warning."""
+    import pandas as pd
+    import wandb
+
+    found = {}
+    for file in sorted((report.parent / "tables").glob("*.csv")):
+        try:
+            df = pd.read_csv(file)
+        except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+            log.warning("W&B gets no table %s (%s).", file, (str(error).splitlines() or [""])[0])
+            continue
+        if len(df) > TABLE_ROWS:
+            log.warning("W&B gets the first %d of the %d rows of %s.", TABLE_ROWS, len(df), file)
+        kept = df.head(TABLE_ROWS).astype(object)
+        rows: list[Any] = kept.where(kept.notna(), None).to_numpy().tolist()
+        found[file.stem] = wandb.Table(columns=[str(c) for c in df.columns], data=rows, allow_mixed_types=True)
+    return found
 
 
 def results(listing: Listing) -> tuple[list[Any], list[Any]]:
