@@ -165,8 +165,8 @@ def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
     rng = np.random.default_rng(0)
     seeds = [over_seeds(list(rng.normal(0.8, 0.01, 3))) for _ in range(1000)]
     assert 0.93 < np.mean([e.low <= 0.8 <= e.high for e in seeds]) < 0.97
-    errors = [over_images(rng.exponential(2.0, 200), resamples=400) for _ in range(200)]
-    assert 0.88 < np.mean([low <= 2.0 <= high for low, high in errors]) < 0.99
+    errors = [over_images(rng.exponential(2.0, 200), resamples=400) for _ in range(500)]
+    assert 0.92 < np.mean([low <= 2.0 <= high for low, high in errors]) < 0.98  # test_coverage.py: 93 to 97 of 100
 
 
 @pytest.mark.parametrize("p", [0.8, 0.99, 0.998])

@@ -1,7 +1,6 @@
 """The report of a set of runs, from their directories to files."""
 
 import io
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +8,19 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from mtlcar.report import value_section
+from mtlcar.report import (
+    calibration,
+    confusions,
+    cost_section,
+    decodings,
+    gain,
+    heatmap,
+    pairwise,
+    pareto,
+    setting_curves,
+    trajectories,
+    value_section,
+)
 from mtlcar.report.collect import Found, collect
 from mtlcar.report.comparison import Comparison, compare
 from mtlcar.report.latex import latex_table
@@ -20,39 +31,30 @@ from mtlcar.report.section import Section, Sheet
 from mtlcar.report.table import frame
 from mtlcar.runs.files import replacing, write_text
 
-log = logging.getLogger("mtlcar")
-
 SectionMaker = Callable[[Comparison], Section | None]
 
 
-def _sections() -> list[SectionMaker]:
-    import importlib
-    import importlib.util
-
-    def of(name: str, maker: str = "section") -> list[SectionMaker]:
-        found = importlib.util.find_spec(f"mtlcar.report.{name}")
-        return [getattr(importlib.import_module(f"mtlcar.report.{name}"), maker)] if found else []
-
-    return [
-        results_section,
-        value_section.published_section,
-        *of("pairwise"),
-        *of("gain"),
-        *of("heatmap"),
-        *of("pareto"),
-        *of("setting_curves"),
-        value_section.specimen_section,
-        *of("decodings"),
-        *of("calibration"),
-        *of("confusions"),
-        *of("confusions", "by_cell_section"),
-        value_section.class_section,
-        value_section.worst_section,
-        curves_section,
-        *of("trajectories"),
-        *of("cost_section"),
-        runs_section,
-    ]
+SECTIONS: tuple[SectionMaker, ...] = (
+    results_section,
+    value_section.published_section,
+    pairwise.section,
+    gain.section,
+    heatmap.section,
+    pareto.section,
+    setting_curves.section,
+    value_section.specimen_section,
+    decodings.section,
+    calibration.section,
+    confusions.section,
+    value_section.class_section,
+    value_section.worst_section,
+    curves_section,
+    trajectories.section,
+    cost_section.section,
+    confusions.by_cell_section,
+    runs_section,
+)
+"""What a report asks of a comparison, in its order; each gives None where the runs have no answer."""
 
 
 def build(
@@ -96,7 +98,7 @@ def _page(comparison: Comparison, several: bool) -> Page:
         warnings=[*unmatched(comparison), *comparison.disagree],
         prefix="".join(f"{name}_" for name in names) if several else "",
     )
-    for make in _sections():
+    for make in SECTIONS:
         section = make(comparison)
         if section is not None:
             page.sections.append(section)

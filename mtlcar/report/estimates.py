@@ -9,7 +9,7 @@ from mtlcar.report.collect import Run
 from mtlcar.report.intervals import Estimate, over_images, over_seeds
 from mtlcar.report.per_image import per_image
 
-FROM_PREDICTIONS = ("within_8", "mape_if_right")
+FROM_PREDICTIONS = ("within_8", "mape_if_right", "mistake_severity")
 """Metrics computed from predictions.parquet where metrics.json has none (runs of before they existed)."""
 
 
@@ -25,12 +25,14 @@ def shown_metrics(runs: Sequence[Run], pair: tuple[str, str] | None) -> list[str
     for task in tasks.values():
         if task.kind == "classification":
             wanted += [f"{task.name}/accuracy", f"{task.name}/implied_accuracy"]
-    wanted += ["hierarchy/consistency", "hierarchy/full_path_accuracy", "hierarchy/mistake_severity"]
+    wanted += ["hierarchy/consistency", "hierarchy/full_path_accuracy"]
+    tree = ["hierarchy/mistake_severity"] if any(task.parent in tasks for task in tasks.values()) else []
+    wanted += tree
     for task in tasks.values():
         if task.kind == "regression":
             wanted += [f"{task.name}/{error}" for error in ("mae", "mape", "mse")]
-    extra = [f"{pair[1]}/{kind}" for kind in FROM_PREDICTIONS] if pair else []
-    return [*(name for name in wanted if name in there), *extra]
+    shown = [name for name in wanted if name in there or name in tree]
+    return [*shown, *([f"{pair[1]}/within_8", f"{pair[1]}/mape_if_right"] if pair else [])]
 
 
 def estimate(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[dict[str, Estimate], list[str]]:

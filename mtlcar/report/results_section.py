@@ -54,15 +54,16 @@ def _note(comparison: Comparison) -> str:
         parts.append(f"± is half the 95 % t interval of the mean over n seeds ({spread}).")
     if 1 in sizes:
         parts.append(
-            "[low, high] is the 95 % interval over test images of the one seed (Wilson's for accuracies, else "
-            "bootstrap); it knows nothing of the spread between seeds."
+            "[low, high] is the 95 % interval over test images of the one seed (Wilson's for accuracies, else a "
+            "studentized bootstrap); it knows nothing of the spread between seeds."
         )
         alone = [cell.runs[0].groups for cell in comparison.cells if len(cell.runs) == 1]
         counts = sorted({len(np.unique(groups)) for groups in alone if groups is not None})
         if counts:
             parts.append(
-                "Test images of one group are not independent: there the interval is a bootstrap over whole groups "
-                f"({' or '.join(map(str, counts))} groups), or Wilson's of that many where all are right."
+                "Test images of one group are not independent: there the interval is a studentized bootstrap over whole "
+                f"groups ({' or '.join(map(str, counts))} groups), for shares Wilson's with the number of independent "
+                "images that the groups' spread implies."
             )
     if any(run.implied for run in comparison.runs):
         parts.append(

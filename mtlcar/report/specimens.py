@@ -68,7 +68,7 @@ def specimen_table(comparison: Comparison) -> Sheet | None:
     note = (
         "The mean over specimens of each one's mean over its tiles; a specimen is within 8 % where its MAPE is. "
         "± is half the 95 % t interval over seeds, [low, high] that over the specimens of the one seed "
-        "(Wilson's for the share, else bootstrap)."
+        "(Wilson's for the share, else a studentized bootstrap)."
     )
     heads = ["cell", "n", "specimens", *heads, "within 8 %, % of specimens"]
     return Sheet("specimens", "Each specimen counted once", heads, rows, note=note)

@@ -148,14 +148,15 @@ def _record(comparison: Comparison, cell: Cell) -> dict[str, object]:
 
 
 def run_headings() -> list[str]:
-    return ["cell", "seed", "run directory", "best epoch (from 0)", "fit, min"]
+    return ["cell", "seed", "run directory", "best epoch", "fit, min"]
 
 
 def run_rows(comparison: Comparison) -> list[list[tuple[str, bool]]]:
     """One row a run, so that each number can be traced to its directory."""
     table = []
     for cell, run, seed in comparison.each_run():
-        epoch = run.metrics.get("best", {}).get("epoch", NONE)
+        epoch = run.metrics.get("best", {}).get("epoch")
+        epoch = epoch + 1 if isinstance(epoch, int) else NONE  # counted from 1, as while training
         seconds = run.metrics.get("timing", {}).get("fit_seconds")
         minutes = f"{seconds / 60:.1f}" if isinstance(seconds, int | float) else NONE
         table.append([(str(t), False) for t in (cell.label, seed, run.name, epoch, minutes)])
