@@ -181,7 +181,7 @@ def resolve_monitor(cfg: DictConfig, tasks: TaskSet, trained: TaskSet) -> tuple[
         )
     if monitor == "val/hierarchy/mistake_severity":
         raise UserError(
-            f"monitor={monitor} has no value in an epoch without a mistake. Use monitor=val/hierarchy/distance, in which "
-            "a right answer counts 0."
+            f"monitor={monitor} has no value in an epoch without a mistake. Use monitor=val/hierarchy/distance, "
+            "where a right answer counts 0."
         )
     return monitor, cfg.monitor_mode or ("min" if lower_is_better(monitor) else "max")

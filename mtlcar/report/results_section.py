@@ -61,9 +61,9 @@ def _note(comparison: Comparison) -> str:
         counts = sorted({len(np.unique(groups)) for groups in alone if groups is not None})
         if counts:
             parts.append(
-                "Test images of one group are not independent: there the interval is a studentized bootstrap over whole "
-                f"groups ({' or '.join(map(str, counts))} groups), for shares Wilson's with the number of independent "
-                "images that the groups' spread implies."
+                "Test images of one group are not independent: there the interval is a studentized bootstrap over "
+                f"whole groups ({' or '.join(map(str, counts))} groups), for shares Wilson's with the number of "
+                "independent images that the groups' spread implies."
             )
     if any(run.implied for run in comparison.runs):
         parts.append(
