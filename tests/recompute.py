@@ -214,7 +214,7 @@ class Recomputed:
 
     def confusions(self) -> None:
         for file in self.tables.glob("confusions*.csv"):
-            for _, row in pd.read_csv(file).iterrows():
+            for _, row in pd.read_csv(file, dtype={"true": str, "predicted": str}).iterrows():
                 runs = self.cells[row["cell"]]
                 task = next(t for t, names in runs[0].classes.items() if row["true"] in names)
                 names = runs[0].classes[task]

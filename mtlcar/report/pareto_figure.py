@@ -52,8 +52,10 @@ def planes_figure(comparison: Comparison, planes: Sequence["Plane"]) -> Figure:
     kinds = list(dict.fromkeys(cell.values[:1] for cell in comparison.cells))
     marked = comparison.keys and 1 < len(kinds) <= len(MARKERS)
     across = len(planes)
-    legend = LEGEND_ROW * (math.ceil(len(kinds) / 4) + 0.5) if marked else 0.1
     width = max(3.3 * across + 0.6, 5.6)
+    longest = max((len(short(str(kind[0]), 40)) for kind in kinds if kind), default=0)
+    beside = max(1, min(len(kinds), 4, int(width / (0.55 + 0.075 * longest))))  # entries of the legend in a row
+    legend = LEGEND_ROW * (math.ceil(len(kinds) / beside) + 0.5) if marked else 0.1
     columns = max(1, min(3, len(names), int(width / 0.062 / (max(map(len, names)) + 3))))
     rows = math.ceil(len(names) / columns)
     below = 0.148 * rows + 0.2
@@ -70,7 +72,7 @@ def planes_figure(comparison: Comparison, planes: Sequence["Plane"]) -> Figure:
                 Line2D([], [], ls="", marker=MARKERS[i], color="0.25", ms=6, label=short(str(kind[0]), 40))
                 for i, kind in enumerate(kinds)
             ]
-            figure.legend(handles=handles, loc="outside upper center", ncols=min(len(kinds), 4), frameon=False)
+            figure.legend(handles=handles, loc="outside upper center", ncols=beside, frameon=False)
         for column in range(columns):
             some = names[column * rows : (column + 1) * rows]
             x, y = 0.02 + column * 0.98 / columns, (below - 0.08) / size[1]
