@@ -1,6 +1,8 @@
 """A trained network on its own: without the data it was trained on, a trainer, or what weighted its losses."""
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from mtlcar.architectures.base import Architecture
@@ -174,6 +177,38 @@ class TrainedNetwork:
         return last.float().mean(dim=(2, 3))
 
 
+PARTS = ("backbone", "architecture", "head", "loss", "label_transform")
+"""What is built of a run's configuration to predict with."""
+TRUST = "MTLCAR_TRUST_CONFIG"
+
+
+def refuse_foreign(cfg: DictConfig) -> None:
+    """UserError where a run's configuration would call code that is not mtlcar's: run directories are passed on, and
+    to look at one must not run what its maker wrote. With `MTLCAR_TRUST_CONFIG=1` in the environment it is called."""
+    if os.environ.get(TRUST) == "1":
+        return
+    wanted = [str(target) for part in PARTS for target in _targets(cfg[part])]
+    for target in wanted:
+        owner = None
+        with contextlib.suppress(Exception):  # what there is not cannot be called either
+            owner = getattr(get_object(target), "__module__", None) if target.startswith("mtlcar.") else None
+        if not str(owner).startswith("mtlcar."):
+            raise UserError(
+                f"The run's config.yaml names {target}, which is no part of mtlcar. If it is yours, or you trust "
+                f"whoever made the run, set {TRUST}=1."
+            )
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Every `_target_` at or below a node."""
+    if OmegaConf.is_dict(node):
+        for key in node:
+            yield from [node[key]] if key == "_target_" else _targets(node[key])
+    elif OmegaConf.is_list(node):
+        for item in node:
+            yield from _targets(item)
+
+
 def load_network(run_dir: Path, cfg: DictConfig, device: torch.device | str = "cpu") -> TrainedNetwork:
     """The network of `checkpoints/best.ckpt`. Nothing of the data is read, no weight file, nothing downloaded.
 
@@ -192,6 +227,7 @@ def load_network(run_dir: Path, cfg: DictConfig, device: torch.device | str = "c
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}). `mtlcar train` writes it again.") from error
     cfg = without_weights(cfg)
+    refuse_foreign(cfg)
     label_transform = make(cfg.label_transform, tasks=tasks)
     architecture = build_architecture(cfg, label_transform.encoded_tasks(tasks))
     losses = make(cfg.loss, tasks=architecture.tasks)

@@ -36,7 +36,7 @@ def make_reference(network: TrainedNetwork, data: "MultiTaskData") -> Reference 
     chosen = _spaced(len(rows))
     rows, labels = rows[chosen], labels[torch.from_numpy(chosen)]
     held_out = data.indices["val"][_spaced(len(data.indices["val"]))]
-    if not network.architecture.backbone.stages or len(held_out) < FEWEST:
+    if not network.architecture.backbone.stages or len(held_out) < FEWEST or not len(rows):
         return None
     try:
         found = fit(_features(network, data, rows), labels)
@@ -73,7 +73,11 @@ def mark_of(network: TrainedNetwork) -> str:
 def reference_of(network: TrainedNetwork) -> Reference | None:
     """The run's reference, made now (and kept, where the directory can be written to) if it has none of this checkpoint
     and its data can be opened; else None."""
-    kept = read_reference(network.directory)
+    try:
+        kept = read_reference(network.directory)
+    except UserError as error:
+        notice(f"{str(error).splitlines()[0]} It is made again.")
+        kept = None
     if kept is not None and kept.mark == mark_of(network):
         return kept
     if not network.architecture.backbone.stages:
@@ -86,8 +90,8 @@ def reference_of(network: TrainedNetwork) -> Reference | None:
     try:
         notice("Looking at the run's training images once, to tell pictures that are unlike them.")
         made = make_reference(network, build_data(cfg))
-    except (UserError, OSError) as error:
-        notice(f"They cannot be opened: {str(error).splitlines()[0]}")
+    except Exception as error:  # whatever is wrong with the data now, the prediction does not need it
+        notice(f"They cannot be looked at: {(str(error).splitlines() or [type(error).__name__])[0]}")
         return None
     if made is not None:
         try:

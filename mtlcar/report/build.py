@@ -1,6 +1,8 @@
 """The report of a set of runs, from their directories to files."""
 
 import io
+import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,6 +33,9 @@ from mtlcar.report.section import Section, Sheet
 from mtlcar.report.table import frame
 from mtlcar.runs.files import replacing, write_text
 
+log = logging.getLogger("mtlcar")
+
+STRICT = "MTLCAR_STRICT_REPORT"
 SectionMaker = Callable[[Comparison], Section | None]
 
 
@@ -79,12 +84,12 @@ def build(
         pages[-1].lists.append(
             (f"Left out: {len(found.left_out)}", [f"{name}: {reason}" for name, reason in found.left_out])
         )
-    for page in pages:
-        _write_page(page, output)
+    written = {path for page in pages for path in _write_page(page, output)}
     write_text(output / "table.csv", pd.concat([frame(c) for c in comparisons]).to_csv(index=False))
     title = "Comparison of " + ", ".join(dict.fromkeys(run.directory.parent.name for run in found.runs))
     write_text(output / "report.md", markdown(title, pages))
     write_text(output / "report.html", page_html(title, pages, refresh=refresh))
+    _remove_others(output, written)
     return output / "report.html", comparisons, found
 
 
@@ -99,7 +104,7 @@ def _page(comparison: Comparison, several: bool) -> Page:
         prefix="".join(f"{name}_" for name in names) if several else "",
     )
     for make in SECTIONS:
-        section = make(comparison)
+        section = _made(make, comparison)
         if section is not None:
             page.sections.append(section)
     page.lists.append(("All fixed settings", other_fixed(comparison)))
@@ -108,18 +113,45 @@ def _page(comparison: Comparison, several: bool) -> Page:
     return page
 
 
-def _write_page(page: Page, output: Path) -> None:
+def _made(make: SectionMaker, comparison: Comparison) -> Section | None:
+    """A section; where it cannot be made, a sentence in its place: one odd file of one run must not cost the report.
+    `STRICT` in the environment raises instead, for tests."""
+    try:
+        return make(comparison)
+    except Exception as error:
+        if STRICT in os.environ:
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        called = make.__module__.rpartition(".")[2].replace("_", " ")
+        log.warning("The report lacks %s (%s: %s).", called, type(error).__name__, first, exc_info=True)
+        return Section(f"Left out: {called}", [f"It could not be made ({type(error).__name__}: {first})."])
+
+
+def _remove_others(folder: Path, written: set[Path]) -> None:
+    """An earlier report may have had other figures and tables, which would be taken for this one's."""
+    for name, endings in (("figures", (".png", ".svg")), ("tables", (".csv", ".tex"))):
+        for file in (folder / name).glob("*"):
+            if file.suffix in endings and file not in written:
+                file.unlink()
+
+
+def _write_page(page: Page, output: Path) -> set[Path]:
     """Its figures and tables as files; the figures stay in the page as PNG."""
+    written = set()
     for section in page.sections:
         for drawing in section.drawings:
             page.images[drawing.name] = _image(drawing.figure, "png")
             for ending, data in (("png", page.images[drawing.name]), ("svg", _image(drawing.figure, "svg"))):
-                with replacing(output / "figures" / f"{page.prefix}{drawing.name}.{ending}") as temporary:
+                path = output / "figures" / f"{page.prefix}{drawing.name}.{ending}"
+                written.add(path)
+                with replacing(path) as temporary:
                     temporary.write_bytes(data)
         for sheet in section.sheets:
             stem = output / "tables" / f"{page.prefix}{sheet.name}"
             write_text(stem.with_name(f"{stem.name}.csv"), data_of(sheet).to_csv(index=False))
             write_text(stem.with_name(f"{stem.name}.tex"), latex_table(sheet))
+            written |= {stem.with_name(f"{stem.name}.{ending}") for ending in ("csv", "tex")}
+    return written
 
 
 def data_of(sheet: Sheet) -> pd.DataFrame:

@@ -16,6 +16,9 @@ from mtlcar.errors import UserError
 from mtlcar.listing.finding import all_run_directories
 from mtlcar.tasks import TaskSet
 
+BLOCKS = ("best", "val", "test", "timing", "cost", "versions")
+"""The mappings in metrics.json; one that is missing or null is empty."""
+
 
 @dataclass
 class Run:
@@ -77,18 +80,21 @@ class Run:
         try:
             names = pq.read_schema(self.directory / "predictions.parquet").names
             kept = [n for n in names if not n.endswith("/scores")]
-            return pq.read_table(self.directory / "predictions.parquet", columns=kept).to_pandas()
+            found = pq.read_table(self.directory / "predictions.parquet", columns=kept).to_pandas()
         except (OSError, pyarrow.ArrowException):
             return None
+        lone = [n for n in found if n.endswith("/prediction") and f"{n.removesuffix('prediction')}target" not in found]
+        return found.drop(columns=lone)  # without labels nothing can be said of them
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """history.csv, one row an epoch; empty where it is missing."""
         file = self.directory / "history.csv"
         try:
-            return pd.read_csv(file)
+            found = pd.read_csv(file).apply(pd.to_numeric, errors="coerce")
         except (OSError, ValueError):
             return pd.DataFrame()
+        return found if "epoch" in found else pd.DataFrame()
 
 
 @dataclass
@@ -136,6 +142,8 @@ def _read(path: Path, found: Found) -> str:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
         return f"unreadable: {str(error).splitlines()[0]}"
+    for block in BLOCKS:
+        metrics[block] = found_block if isinstance(found_block := metrics.get(block), dict) else {}
     if metrics.get("status") != "finished":
         return f"status {metrics.get('status')!r}"
     found.runs.append(Run(path, with_defaults(config), metrics, tasks, done.stat().st_mtime))

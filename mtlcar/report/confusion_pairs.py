@@ -23,7 +23,9 @@ class Level:
 def level(run: Run) -> Level | None:
     """None where no class is predicted."""
     df = run.predictions
-    predicted = [] if df is None else [t for t in run.tasks.classification if f"{t.name}/prediction" in df]
+    if df is None or not {"index", "path"} <= set(df):
+        return None
+    predicted = [t for t in run.tasks.classification if f"{t.name}/prediction" in df]
     if not predicted:
         return None
     task = max(predicted, key=lambda t: (run.tasks.depth(t.name), len(t.classes)))

@@ -162,7 +162,7 @@ def _delta(seeds: dict[str, Run], wanted: dict[str, str], baselines: dict[str, d
     values = [
         delta_m({m: run.test[m] for m in wanted.values()}, {m: baselines[name][seed] for name, m in wanted.items()})
         for seed, run in seeds.items()
-        if all(seed in baselines[name] for name in wanted)
+        if wanted and all(seed in baselines[name] for name in wanted)
     ]
     return over_seeds(values) if values and not all(math.isnan(v) for v in values) else None
 

@@ -148,7 +148,9 @@ def decoded(
     scores = {name: columns[f"{name}/scores"] for name in tasks.names if f"{name}/scores" in columns}
     if len(scored_levels(tasks, scores)) < 2:
         return {}
-    shown = [name for name in levels(tasks) if f"{name}/prediction" in columns]
+    shown = [name for name in levels(tasks) if {f"{name}/prediction", f"{name}/target"} <= set(columns)]
+    if any(name not in shown for name in scores if name in levels(tasks)):  # no labels to compare with
+        return {}
     own = {name: columns[f"{name}/prediction"] for name in shown}
     targets = {f"{name}/target": columns[f"{name}/target"] for name in shown}
     found = {}

@@ -1,6 +1,7 @@
 """Pictures of test images, found again by a run's configuration; one that cannot be had is None, never an error."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mtlcar.report.collect import Run
 
 SIDE = 160
 """Pixels of a picture's side."""
-READERS = "mtlcar.data."
+READERS = re.compile(r"mtlcar\.data\.[a-z0-9_]+\.read")
 """Only readers of ours are called: a run directory may come from anywhere, and its `data.read` names a function."""
 
 
@@ -90,7 +91,7 @@ class _Place:
     def _annotations(self) -> tuple[Path | None, dict[str, np.ndarray]]:
         """Folder and boxes by path, from the dataset's reader; (None, {}) where it cannot be asked."""
         read = _node(self.data, "read")
-        ours = set(read) <= {"_target_", "_partial_"} and str(read.get("_target_")).startswith(READERS)
+        ours = set(read) <= {"_target_", "_partial_"} and READERS.fullmatch(str(read.get("_target_"))) is not None
         if not ours or (self.drawn and not _complete(self.root)):
             return None, {}
         from omegaconf import DictConfig

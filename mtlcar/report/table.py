@@ -62,9 +62,9 @@ def best(comparison: Comparison, metric: str) -> set[int]:
     """Indices of the cells whose mean, as it is shown, is the best; none where all are equal or only one has it.
 
     An implied class competes under `implied_accuracy` alone, not as a prediction as well; an error where the class is
-    right does not compete, because each cell's is of other images; nor do minutes, which other load on the machine
-    changes more than most settings."""
-    if metric.endswith("_if_right") or metric == "minutes":
+    right and the severity of mistakes do not compete, because each cell's is of other images; nor do minutes, which
+    other load on the machine changes more than most settings."""
+    if metric.endswith(("_if_right", "/mistake_severity")) or metric == "minutes":
         return set()
     having = {
         i: c.numbers[metric].mean
