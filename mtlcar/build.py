@@ -1,6 +1,5 @@
 """From a composed configuration to live parts. Nothing here knows a method's name; `_target_` does."""
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -9,23 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from lightning.pytorch import Callback
+from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.architectures.base import Architecture
 from mtlcar.backbones.base import BackboneFactory
-from mtlcar.compiled import refuse_graphs
-from mtlcar.data.datamodule import MultiTaskData, make_augment, plain
+from mtlcar.data.datamodule import MultiTaskData
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.heads.base import HeadFactory, SameKind
 from mtlcar.heads.per_task import PerTask
 from mtlcar.label_transforms.base import LabelTransform
-from mtlcar.losses import TaskLosses
 from mtlcar.metrics.direction import lower_is_better
 from mtlcar.metrics.tasks import TaskMetrics
-from mtlcar.module import MultiTaskModule, refuse_averaging, refuse_impossible
+from mtlcar.module import MultiTaskModule
 from mtlcar.tasks import TaskSet
 
 
@@ -42,8 +39,55 @@ def make(node: DictConfig, **live: Any) -> Any:
     """
     try:
         return factory(node)(**live)
-    except (TypeError, ValueError, InstantiationException) as error:
-        raise UserError(f"{node.get('name', node.get('_target_'))}: {error}") from error
+    except UserError:
+        raise
+    except FAULTS as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(described(node, cause)) from error
+
+
+def described(node: DictConfig, cause: BaseException) -> str:
+    """Which part could not be built, why, and with which values."""
+    key: str = node._get_full_key(None)
+    name = str(node.get("name", node.get("_target_")))
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    given = ", ".join(f"{k!s}={v}" for k, v in values.items() if not str(k).startswith("_") and k != "name")
+    words = " ".join(str(cause).strip().splitlines()[:2])
+    where = f"{key}={name}" if "name" in node else key or name
+    shown = f" Its values: {given[:400]}." if given else ""
+    return f"{where} cannot be built: {type(cause).__name__}: {words}.{shown}"
+
+
+def callback(node: DictConfig, monitor: str, mode: str) -> Callback:
+    """What a node of the group `callbacks` makes; a metric to watch that it leaves open becomes the run's.
+
+    Raises:
+        UserError: it cannot be built, or is no callback.
+    """
+    node = copy.deepcopy(node)  # with its place in the configuration, for messages
+    if "monitor" in node and node.monitor is None:
+        node.monitor, node.mode = monitor, mode
+    elif "monitor" in node and "mode" in node and node.mode is None:
+        node.mode = "min" if lower_is_better(str(node.monitor)) else "max"
+    try:
+        built: Any = make(node)
+    except UserError:
+        raise
+    except Exception as error:  # Lightning's own kinds, and those of somebody else's callback
+        raise UserError(described(node, error)) from error
+    if not isinstance(built, Callback):
+        raise UserError(
+            f"{node._get_full_key(None)}._target_={node._target_} should make a lightning.pytorch.Callback. "
+            f"It made {type(built).__name__}."
+        )
+    return built
+
+
+FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, InstantiationException)
+"""What constructors raise for values that they cannot take. `NotImplementedError` is a RuntimeError too."""
 
 
 @dataclass
@@ -122,41 +166,6 @@ def without_weights(cfg: DictConfig) -> DictConfig:
         if key in bare.backbone:
             bare.backbone[key] = value
     return bare
-
-
-def check_parts(cfg: DictConfig, tasks: TaskSet) -> None:
-    """Build everything but the data on the meta device, to find what does not fit before any run starts.
-
-    Raises:
-        UserError: as `build` would.
-    """
-    bare = without_weights(cfg)
-    with torch.device("meta"):
-        label_transform = make(cfg.label_transform, tasks=tasks)
-        encoded = label_transform.encoded_tasks(tasks)
-        architecture = build_architecture(bare, encoded)
-        weighting = make(cfg.weighting, tasks=architecture.tasks)
-        losses = make(cfg.loss, tasks=architecture.tasks)
-        optimizer = make(cfg.optimizer, architecture=architecture, weighting=weighting)
-        make(cfg.scheduler, optimizer=optimizer, total_steps=20, steps_per_epoch=5, monitor="val/loss")
-        try_forward(architecture, losses, label_transform, cfg.data.image_size)
-    resolve_monitor(cfg, predicted_tasks(tasks, label_transform, architecture.tasks), architecture.tasks)
-    make_augment(plain(cfg.data.augment))
-    refuse_impossible(architecture, weighting)
-    refuse_graphs(cfg.trainer.compile, architecture, weighting, cfg.trainer.accumulate_grad_batches)
-    refuse_averaging(architecture, cfg.get("test_time_augmentation", "none"))
-
-
-def try_forward(
-    architecture: Architecture, losses: TaskLosses, label_transform: LabelTransform, image_size: int
-) -> None:
-    """One pass of two images without numbers, to find maps that are too small for what reads them, and predictions that
-    cannot be decoded."""
-    kinds = {t.name: torch.int64 if t.classes else torch.float32 for t in architecture.tasks}
-    targets = {name: torch.zeros(2, dtype=dtype) for name, dtype in kinds.items()}
-    with contextlib.suppress(NotImplementedError):  # an operation of somebody's network that cannot be tried so
-        outputs = architecture.train()(torch.zeros(2, 3, image_size, image_size), targets).outputs
-        label_transform.decode(losses.predictions(outputs), losses.scores(outputs))
 
 
 def predicted_tasks(tasks: TaskSet, label_transform: LabelTransform, trained: TaskSet) -> TaskSet:

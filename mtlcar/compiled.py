@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from mtlcar.architectures.base import Architecture
+from mtlcar.checks.values import COMPILE_MODES
 from mtlcar.errors import UserError
-from mtlcar.runs.check import COMPILE_MODES
 from mtlcar.weightings.base import Weighting
 
 GRAPHS = COMPILE_MODES[:2]

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,15 +10,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from mtlcar.errors import UserError, did_you_mean
+from mtlcar.checks.found import Found
+from mtlcar.errors import UserError
 
-FREE = ("callbacks.",)
-"""Prefixes under which `+key=value` may add what no yaml declares. Elsewhere it would hide a typo."""
 FOUND = "found"
 """Marks `label_transform.constants` in a run's config.yaml that the run has found itself."""
 PLUGINS = {
@@ -64,46 +60,73 @@ def architectures_with(promise: Callable[[Any], bool]) -> list[str]:
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Overrides by Hydra's grammar; `+key` outside the declared free dictionaries is refused."""
+    """Overrides by Hydra's grammar, in mtlcar's bounds.
+
+    Raises:
+        UserError: what cannot be read; `+key` outside the declared free dictionaries, under which typos would run.
+    """
+    from mtlcar.checks.names import faults_of_form
+
+    parsed, unread = parse_each(overrides)
+    Found([*unread, *(fault.words for fault in faults_of_form(parsed))]).refuse()
+    return parsed
+
+
+def parse_each(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """What can be read, and a sentence about each override that cannot."""
     parser = OverridesParser.create()
-    parsed = []
+    parsed, unread = [], []
     for text in overrides:
         try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            raise UserError(
-                f"Cannot read the override {text!r}: {str(error).splitlines()[0]}\n"
+            parsed.append(parser.parse_override(text))
+        except Exception as error:  # mostly a HydraException; its lexer lets some others through
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            unread.append(
+                f"Cannot read the override {text!r}: {first}\n"
                 "Overrides look like key=value, group=choice or 'key={a:1,b:2}' (quote braces for the shell)."
-            ) from error
-        key = override.key_or_group
-        if (override.is_add() or override.is_force_add()) and not key.startswith(FREE) and not key.startswith("hydra."):
-            raise UserError(
-                f"{text!r}: a leading + adds a key that nothing reads. Leave the + out; if the key is then refused, it "
-                "is misspelt. (New keys are possible under callbacks only.)"
             )
-        parsed.append(override)
-    return parsed
+    return parsed, unread
 
 
 def compose_config(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     """One composed configuration in struct mode.
 
     Raises:
-        UserError: naming the group, choice or key that does not exist and those closest to it, or with the Hydra
+        UserError: naming each group, choice or key that does not exist and those closest to it, or with the Hydra
             configuration the extra that brings a launcher or sweeper that is not installed.
     """
-    parse(overrides)
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("train", list(overrides), return_hydra_config=with_hydra)
-    except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, overrides)) from error
+    cfg, problems = composed(overrides, with_hydra=with_hydra)
+    Found(problems).refuse()
+    assert cfg is not None
     if with_hydra:
         for kind in ("launcher", "sweeper"):
             package = str(cfg.hydra[kind].get("_target_")).removeprefix("hydra_plugins.").split(".")[0]
             if missing := missing_plugin(kind, package):
                 raise UserError(missing)
     return cfg
+
+
+def composed(overrides: Sequence[str], *, with_hydra: bool = False) -> tuple[DictConfig | None, list[str]]:
+    """The configuration of those overrides that fit, and what is wrong with the others. None: it does not compose
+    whatever is left out."""
+    from mtlcar.checks.names import fault, faults_of_form
+
+    parsed, problems = parse_each(overrides)
+    formed = faults_of_form(parsed)
+    problems += [one.words for one in formed]
+    refused = {text for one in formed for text in one.overrides}
+    left = [o.input_line or "" for o in parsed if o.input_line not in refused]
+    while True:
+        try:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                return compose("train", left, return_hydra_config=with_hydra), problems
+        except Exception as error:  # Hydra's own, and what its handling of odd values lets through
+            one = fault(error, left)
+            problems.append(one.words)
+            fewer = [text for text in left if text not in one.overrides]
+            if len(fewer) == len(left):
+                return None, problems
+            left = fewer
 
 
 def missing_plugin(kind: str, package: str) -> str | None:
@@ -123,57 +146,6 @@ def installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package above it
         return False
-
-
-def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's message in our words, with the nearest names."""
-    text = str(error)
-    choices = groups()
-    found = re.search(r"Could not find 'hydra/(\w+)/([^']+)'", text)
-    if found:
-        kind, name = found.groups()
-        if missing := missing_plugin(kind, f"hydra_{name}_{kind}"):
-            return missing
-        known = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"There is no hydra/{kind}={name}.{did_you_mean(name, known)}\nChoices: {', '.join(known)}."
-    found = re.search(r"Could not find '([^']+)/([^']+)'", text)
-    if found and found.group(1) in choices:
-        group, choice = found.groups()
-        return (
-            f"There is no {group}={choice}.{did_you_mean(choice, choices[group])}\n"
-            f"Choices for {group}: {', '.join(choices[group])}."
-        )
-    found = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    if found:
-        key = found.group(1)
-        known = known_keys(overrides)
-        close = did_you_mean(key, known) or did_you_mean(key.rsplit(".", 1)[-1], known)
-        tail = key.rsplit(".", 1)[-1]
-        if not close:
-            same = [k for k in known if k.rsplit(".", 1)[-1] == tail]
-            close = f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
-        return f"There is no configuration key {key!r}.{close}\n`mtlcar train --cfg [overrides]` prints all keys."
-    first = [line for line in text.splitlines() if line.strip()][:3]
-    return f"The configuration does not compose ({' '.join(overrides)}):\n" + "\n".join(first)
-
-
-def known_keys(overrides: Sequence[str]) -> list[str]:
-    """Every group, and every key there is with the groups chosen in `overrides`."""
-    choices = groups()
-    chosen = [o.input_line or "" for o in parse(overrides) if o.value() in choices.get(o.key_or_group, [])]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", chosen)
-    keys: list[str] = list(choices)
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict):
-            for name, child in node.items():
-                if not str(name).startswith("_") and name != "name":  # what a choice is made of is not for overriding
-                    keys.append(f"{prefix}{name}")
-                walk(child, f"{prefix}{name}.")
-
-    walk(OmegaConf.to_container(cfg, resolve=False), "")
-    return keys
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:

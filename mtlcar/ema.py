@@ -47,7 +47,7 @@ class WeightAverage(Callback):
       without `sync_batchnorm`, the first process's count: they are saved, and DDP gives them to the others in the first
       batch of a validation.
     - The short trainings of a label transform's search have none: what they compare is far from the end of a training.
-    - Sharded parameters (FSDP) are refused in `mtlcar.runs.check`.
+    - Sharded parameters (FSDP) are refused in `mtlcar.checks.values`.
 
     Args:
         decay: d after the warm-up, above 0 and below 1.

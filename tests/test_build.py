@@ -8,13 +8,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from mtlcar.build import Parts, build, check_parts
+from mtlcar.build import Parts, build
+from mtlcar.checks.parts import check_parts
+from mtlcar.checks.values import problems
 from mtlcar.config import compose_config, finish, groups
 from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.finite import NonFiniteLossError
 from mtlcar.module import MultiTaskModule, refuse_impossible
-from mtlcar.runs.check import problems
 from mtlcar.runs.evaluate import stored_config
 from mtlcar.runs.names import run_name
 from mtlcar.runs.training import make_trainer, precision

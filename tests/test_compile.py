@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._functorch import config as functorch
 
 from mtlcar.architectures.base import Architecture
+from mtlcar.checks.values import CHOICES, COMPILE_MODES
 from mtlcar.compiled import compile_network, refuse_graphs
 from mtlcar.errors import UserError
-from mtlcar.runs.check import CHOICES, COMPILE_MODES
 from mtlcar.weightings.gradients import Step, bottleneck_gradients, parameter_gradients
 from mtlcar.weightings.mgda import MGDA
 from tests.networks import PAIR, build, losses

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from mtlcar.build import Parts, build
+from mtlcar.checks.values import check
 from mtlcar.config import compose_config, conf_dir, groups
 from mtlcar.ema import TRAINING_WEIGHTS, WeightAverage, decay_at
 from mtlcar.errors import UserError
 from mtlcar.report.varied import settings
-from mtlcar.runs.check import check
 from mtlcar.runs.checkpoint_files import load_weights, resume_point
 from mtlcar.runs.checkpoints import Checkpoints
 from mtlcar.runs.files import read_json

@@ -12,7 +12,8 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
 from torch import Tensor
 
-from mtlcar.build import Parts, build, check_parts
+from mtlcar.build import Parts, build
+from mtlcar.checks.parts import check_parts
 from mtlcar.config import compose_config, finish
 from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from mtlcar.build import check_parts
+from mtlcar.checks.parts import check_parts
 from mtlcar.config import compose_config, finish
 from mtlcar.runs.files import read_json
 from mtlcar.tasks import Task, TaskSet

@@ -7,10 +7,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from mtlcar.build import build, check_parts
+from mtlcar.build import build
+from mtlcar.checks.parts import check_parts
+from mtlcar.checks.values import CHOICES, problems
 from mtlcar.errors import UserError
 from mtlcar.module import MultiTaskModule
-from mtlcar.runs.check import CHOICES, problems
 from mtlcar.runs.evaluate import stored_config
 from mtlcar.runs.training import make_trainer
 from mtlcar.symmetries import SYMMETRIES, averaged

@@ -21,7 +21,8 @@ from rich.progress import Progress
 from mtlcar.bench.overrides import completed
 from mtlcar.bench.startup import LAST_LINES
 from mtlcar.bench.table import machine, stderr, table
-from mtlcar.build import build_data, check_parts
+from mtlcar.build import build_data
+from mtlcar.checks.parts import check_parts
 from mtlcar.config import compose_config, cores, finish, parse
 from mtlcar.errors import UserError
 from mtlcar.runs.files import read_json

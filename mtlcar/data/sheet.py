@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from mtlcar.data.datamodule import MultiTaskData
 from mtlcar.data.loader import AUGMENT, image_keys
+from mtlcar.data.writing import must_be_writable
 
 
 def choose_rows(data: MultiTaskData, n: int, seed: int = 0) -> np.ndarray:
@@ -78,7 +79,8 @@ def contact_sheet(data: MultiTaskData, output: Path, n: int = 48, augmented: boo
         ax.imshow(image, interpolation="nearest")
         ax.axis("off")
         ax.text(0.5, -0.02, text, transform=ax.transAxes, ha="center", va="top", fontsize=6, parse_math=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(output)
+    with must_be_writable("The contact sheet", output.parent, "Choose another file with -o FILE."):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, format="png")
+        temporary.replace(output)

@@ -94,7 +94,7 @@ def find_run(text: str, folder: Path = Path("runs")) -> StoredRun:
     run = read(candidates[0].resolve())
     if isinstance(run, StoredRun):
         return run
-    below = [str(p) for p in run_directories(path)][:5] if path.is_dir() else []
+    below = [str(p) for p in run_directories(path) if p != path][:5] if path.is_dir() else []
     if below:
         raise UserError(f"{candidates[0]} is no run directory. Runs below it: {', '.join(below)}.")
     raise UserError(f"{candidates[0]} is no run directory that can be read: {run or 'no config.yaml of a run in it'}.")

@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mtlcar.checks.values import check
 from mtlcar.config import finish, groups, with_defaults
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.listing.finding import find_run
 from mtlcar.listing.stored import StoredRun
-from mtlcar.runs.check import check
 
 TESTED = (
     "data.root",

@@ -7,7 +7,10 @@ import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mtlcar.build import build, check_parts, make
+from mtlcar.build import build, make
+from mtlcar.checks import machine
+from mtlcar.checks.found import Found
+from mtlcar.checks.parts import check_parts
 from mtlcar.errors import UserError
 from mtlcar.logs.loggers import finish, update_config
 from mtlcar.runs.checkpoint_files import resume_point
@@ -31,7 +34,7 @@ log = logging.getLogger("mtlcar")
 def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
     """Fit, test the best checkpoint, write metrics, predictions and figures, then DONE."""
     quiet_lightning()
-    check_parts(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")))  # before anything is decoded
+    check_here(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")))
     torch.set_num_threads(cfg.threads)
     keep_freed_memory()
     # Deterministic mode would fill every new tensor with NaN, which finds bugs of kernels and costs time.
@@ -85,3 +88,11 @@ def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
         finish(loggers, code)
     if is_main_process():
         write_text(run_dir / "DONE", "")
+
+
+def check_here(cfg: DictConfig, tasks: TaskSet) -> None:
+    """What only the job's own machine can tell, and whether all parts fit, before anything is decoded."""
+    found = Found(machine.devices(cfg))
+    with found.trying():
+        found.add(machine.disk(cfg, checkpoints=check_parts(cfg, tasks)))
+    found.refuse()

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from mtlcar.build import Parts, make
+from mtlcar.build import Parts, callback
 from mtlcar.compiled import compile_network
 from mtlcar.ema import WeightAverage
 from mtlcar.errors import UserError
@@ -74,13 +74,8 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: list[A
 
 def user_callbacks(cfg: DictConfig, parts: Parts) -> list[Callback]:
     """What the group `callbacks` asks for; a monitor left open becomes the run's."""
-    found: list[Callback] = []
-    for node in cfg.callbacks.values():
-        if OmegaConf.is_dict(node):
-            if "monitor" in node and node.monitor is None:
-                node = OmegaConf.merge(node, {"monitor": parts.monitor, "mode": parts.mode})
-            found.append(make(node))
-    return found
+    nodes = [node for node in cfg.callbacks.values() if OmegaConf.is_dict(node)]
+    return [callback(node, parts.monitor, parts.mode) for node in nodes]
 
 
 def fit(

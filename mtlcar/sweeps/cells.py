@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from mtlcar.config import FOUND, compose_config, finish
+from mtlcar.checks import machine, values
+from mtlcar.checks.found import Found
+from mtlcar.checks.repaired import repaired
+from mtlcar.config import FOUND, composed, finish
 from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.runs.files import write_json, write_text
@@ -24,6 +28,7 @@ class Cell:
     tasks: TaskSet
     digests: dict[str, str]
     id: str
+    images: int = 0
 
     @property
     def directory(self) -> Path:
@@ -47,24 +52,45 @@ class Cell:
         write_text(path, OmegaConf.to_yaml(cfg, resolve=True))  # last: it makes the directory that of a run
 
 
+class ReadData(NamedTuple):
+    """What a cell needs to know of a dataset."""
+
+    digest: str
+    tasks: TaskSet
+    images: int
+
+
 class CellMaker:
     """Composes and checks cells; a dataset's annotations are read once for all cells that share them."""
 
     def __init__(self) -> None:
-        self._read: dict[str, tuple[str, TaskSet]] = {}
+        self._read: dict[str, ReadData] = {}
         self._digests: dict[str, str] = {}
 
     def make(self, overrides: Sequence[str], *, threads: int | None = None) -> Cell:
-        return self.from_config(compose_config(overrides), overrides, threads=threads)
+        """The cell that these overrides make.
 
-    def from_config(self, cfg: DictConfig, overrides: Sequence[str], *, threads: int | None = None) -> Cell:
+        Raises:
+            UserError: everything that is wrong with them.
+        """
+        cfg, unknown = composed(overrides)
+        if cfg is None:
+            Found(unknown).refuse()
+            raise AssertionError
+        return self.from_config(cfg, overrides, threads=threads, wrong=unknown)
+
+    def from_config(
+        self, cfg: DictConfig, overrides: Sequence[str], *, threads: int | None = None, wrong: Sequence[str] = ()
+    ) -> Cell:
         """A cell of a composed configuration.
 
         Args:
             threads: for `threads: null`; None: this machine's number.
+            wrong: what is known to be wrong with it. No data is read then: a misspelt key may have been about it.
 
         Raises:
-            UserError: everything that can be found without building a network (`check_parts` does that).
+            UserError: everything that can be found without building a network (`check_parts` does that), and if there
+                is something, what that finds too.
         """
         try:
             if cfg.threads is None:
@@ -75,17 +101,35 @@ class CellMaker:
             if OmegaConf.is_dict(given) and FOUND in given:  # copied from a run that had found them: now they are given
                 cfg.label_transform.constants = {key: value for key, value in given.items() if key != FOUND}
         except Exception as error:
-            raise UserError(f"The configuration does not resolve: {str(error).splitlines()[0]}") from error
-        from mtlcar.runs.check import check
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            Found([*wrong, f"The configuration does not resolve: {first}"]).refuse()
+        of_values = list(values.problems(cfg))
+        found = Found([*wrong, *of_values])
+        if not of_values:
+            found.add(machine.folders(cfg))
+        digests, read, known = {}, None, repaired(cfg, of_values)
+        if cfg.get("backbone") and OmegaConf.select(cfg, "backbone.weights"):
+            with found.trying():
+                digests["weights"] = self._file_digest(Path(str(cfg.backbone.weights)))
+        if not wrong and known is not None and not any(w.startswith(("data.root", "paths")) for w in found.problems):
+            with found.trying():
+                read = self._annotations(known)
+        if found.problems and read is not None and known is not None:
+            self._further(known, read.tasks, found)
+        found.refuse()
+        assert read is not None
+        digests = {"annotations": read.digest, **digests}
+        return Cell(cfg, tuple(overrides), read.tasks, digests, fingerprint(cfg, digests), read.images)
 
-        check(cfg)
-        digest, tasks = self._annotations(cfg)
-        digests = {"annotations": digest}
-        if cfg.backbone.get("weights"):
-            digests["weights"] = self._file_digest(Path(cfg.backbone.weights))
-        return Cell(cfg, tuple(overrides), tasks, digests, fingerprint(cfg, digests))
+    @staticmethod
+    def _further(cfg: DictConfig, tasks: TaskSet, found: Found) -> None:
+        """What building the parts finds: its imports take seconds, which only an attempt that fails anyway spends."""
+        from mtlcar.checks.parts import check_parts
 
-    def _annotations(self, cfg: DictConfig) -> tuple[str, TaskSet]:
+        with found.trying():
+            check_parts(cfg, tasks)
+
+    def _annotations(self, cfg: DictConfig) -> ReadData:
         key = OmegaConf.to_yaml(cfg.data) + str(cfg.paths.cache)
         if key not in self._read:
             annotations, tasks = read_annotations(cfg.data, Path(cfg.paths.cache))
@@ -97,12 +141,14 @@ class CellMaker:
                 if not len(splits[name]):
                     raise UserError(f"The {name} split is empty, and it {use}. Give it a share in data.fractions.")
             check_label_fraction(OmegaConf.to_container(cfg.data).get("label_fraction"), tasks)  # type: ignore[union-attr]
-            self._read[key] = annotations.digest(), tasks
+            self._read[key] = ReadData(annotations.digest(), tasks, len(annotations))
         return self._read[key]
 
     def _file_digest(self, path: Path) -> str:
         if not path.is_file():
-            raise UserError(f"backbone.weights={path}: no such file. Give a safetensors or state_dict file.")
+            raise UserError(
+                f"backbone.weights={path}: no such file. Give a safetensors or state_dict file, or leave it null."
+            )
         if str(path) not in self._digests:
             self._digests[str(path)] = digest_of_file(path)
         return self._digests[str(path)]

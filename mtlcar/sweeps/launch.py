@@ -2,18 +2,21 @@
 
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from mtlcar.checks import machine
+from mtlcar.checks.found import Found
 from mtlcar.config import compose_config, cores, parse
+from mtlcar.data.writing import must_be_writable
 from mtlcar.errors import UserError
 from mtlcar.runs.job import BUSY
 from mtlcar.sweeps.cell_task import MAKER, CellTask
 from mtlcar.sweeps.cells import Cell
+from mtlcar.sweeps.checked import checked_cells
 from mtlcar.sweeps.launcher import Hydra
 from mtlcar.sweeps.one_run import run_cell
 from mtlcar.sweeps.record import RecordedCell, make_record
@@ -49,6 +52,8 @@ def train(
     if launcher:
         raise UserError(f"{launcher[0]} is for sweeps: use `mtlcar train -m`, also for one cell.")
     cell = MAKER.make(overrides, threads=threads)
+    if not cell.done:
+        Found(machine.disk(cell.cfg, images=cell.images)).refuse()
     with Stop() as stop:
         outcome = run_cell(cell, stop, show_traceback=show_traceback)
     if outcome.state == "skipped":
@@ -67,23 +72,25 @@ def train_sweep(
     """The cells that the overrides list, or those that a sweeper chooses as it goes."""
     resumed = threads is not None  # from where it was begun
     threads = threads or cores()  # of this machine, on whichever the cells will run
-    cfg = hydra_config(overrides)
+    cfg = whole_config(overrides, threads)
     if not is_basic(cfg):
         from mtlcar.sweeps.chosen import chosen_sweep
 
         return chosen_sweep(overrides, typed, cfg, threads, show_traceback, resumed)
     arguments = with_params(overrides, cfg)
-    cells = [MAKER.make(without_hydra(o), threads=threads) for o in expand(arguments)]
+    here = bool(cfg.hydra.launcher._target_.endswith(".BasicLauncher"))
+    cells = checked_cells([without_hydra(o) for o in expand(arguments)], threads, here=here or not is_remote(cfg))
     unique = list({cell.directory: cell for cell in cells}.values())
-    check_all([cell for cell in unique if not cell.done])
     twins = f" ({len(cells) - len(unique)} more are the same runs)" if len(cells) > len(unique) else ""
     folders = list(dict.fromkeys(cell.directory.parent for cell in unique))
     print(f"{len(unique)} cells{twins} in {', '.join(map(str, folders))}")
     planned = [Planned(cell.id, cell.directory, cell.overrides) for cell in unique]
-    journals = [make_record(typed, folder, recorded(unique), threads).write(folder) for folder in folders]
+    journals = []
+    for folder in folders:
+        with must_be_writable("Runs", folder, "Choose another folder with paths.runs=..."):
+            journals.append(make_record(typed, folder, recorded(unique), threads).write(folder))
     task = CellTask(new_call(), journals[0], show_traceback=show_traceback, threads=threads)
 
-    here = bool(cfg.hydra.launcher._target_.endswith(".BasicLauncher"))
     idle = all(leaves_cores_idle(cell.cfg) for cell in unique)
 
     def work(todo: Sequence[Planned], task: CellTask, stop: Stop) -> None:
@@ -113,23 +120,15 @@ def recorded(cells: Sequence[Cell]) -> list[RecordedCell]:
     return [RecordedCell(cell.id, cell.overrides, run_name(cell.cfg)) for cell in cells]
 
 
-def check_all(cells: Sequence[Cell]) -> None:
-    """Every part of every cell is built once without data, so that no cell fails on a mistake after hours of others.
-
-    Raises:
-        UserError: the first cell with a mistake, and the mistake.
-    """
-    if not cells:
-        return
-    from rich.progress import track
-
-    from mtlcar.build import check_parts
-
-    for cell in track(cells, description="Checking the cells", transient=True, disable=not sys.stdout.isatty()):
-        try:
-            check_parts(cell.cfg, cell.tasks)
-        except UserError as error:
-            raise UserError(f"{error}\nThis is the cell {shlex.join(cell.overrides)}; nothing was started.") from error
+def whole_config(overrides: Sequence[str], threads: int) -> DictConfig:
+    """`hydra_config`; if that refuses something, what is wrong with the cells is told too."""
+    found = Found()
+    with found.trying():
+        return hydra_config(overrides)
+    with found.trying():
+        checked_cells([without_hydra(o) for o in expand(overrides)], threads, here=False)
+    found.refuse()
+    raise AssertionError
 
 
 def hydra_config(overrides: Sequence[str]) -> DictConfig:
@@ -140,6 +139,11 @@ def hydra_config(overrides: Sequence[str]) -> DictConfig:
 
 def is_basic(cfg: DictConfig) -> bool:
     return bool(cfg.hydra.sweeper._target_.endswith(".BasicSweeper"))
+
+
+def is_remote(cfg: DictConfig) -> bool:
+    """Whether the launcher's jobs may run on machines with other devices than this."""
+    return not cfg.hydra.launcher._target_.endswith((".BasicLauncher", ".JoblibLauncher", ".LocalLauncher"))
 
 
 def is_queue(cfg: DictConfig) -> bool:

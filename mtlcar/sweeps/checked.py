@@ -1,0 +1,90 @@
+"""All cells of a sweep, checked before the first one starts."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from mtlcar.checks.found import Found, JointUserError
+from mtlcar.errors import UserError
+from mtlcar.sweeps.cell_task import MAKER
+from mtlcar.sweeps.cells import Cell
+
+
+def checked_cells(wanted: Sequence[Sequence[str]], threads: int, *, here: bool) -> list[Cell]:
+    """The cells that the given lists of overrides make, in their order.
+
+    Args:
+        wanted: overrides of each cell.
+        here: they will run on this machine, which is looked at too.
+
+    Raises:
+        UserError: every mistake in any cell, and the cells that have it; nothing was started.
+    """
+    wrong = _Wrong(wanted)
+    cells: list[Cell] = []
+    for overrides in wanted:
+        with wrong.at(overrides):
+            cells.append(MAKER.make(overrides, threads=threads))
+    unique = {cell.directory: cell for cell in cells}
+    pending = [cell for cell in unique.values() if not cell.done]
+    _check_parts(pending, wrong, here=here)
+    wrong.refuse()
+    return cells
+
+
+def _check_parts(cells: Sequence[Cell], wrong: "_Wrong", *, here: bool) -> None:
+    """Every part of every cell is built once without data."""
+    if not cells:
+        return
+    from rich.progress import track
+
+    from mtlcar.checks import machine
+    from mtlcar.checks.parts import check_parts
+
+    parameters = 0
+    for cell in track(cells, description="Checking the cells", transient=True, disable=not sys.stdout.isatty()):
+        with wrong.at(cell.overrides):
+            parameters += check_parts(cell.cfg, cell.tasks)
+        if here:
+            wrong.add(cell.overrides, machine.devices(cell.cfg))
+    if here and not wrong.cells:
+        for cell in {(c.images, c.cfg.data.image_size): c for c in cells}.values():
+            wrong.add(cell.overrides, machine.disk(cell.cfg, images=cell.images, checkpoints=parameters))
+
+
+class _Wrong:
+    """Mistakes and the cells that have them."""
+
+    def __init__(self, wanted: Sequence[Sequence[str]]) -> None:
+        self.wanted = wanted
+        self.cells: dict[str, list[Sequence[str]]] = {}
+
+    def add(self, overrides: Sequence[str], problems: Iterable[str]) -> None:
+        for problem in problems:
+            self.cells.setdefault(problem, []).append(overrides)
+
+    @contextmanager
+    def at(self, overrides: Sequence[str]) -> Iterator[None]:
+        """Notes a UserError of the block as one of this cell."""
+        try:
+            yield
+        except JointUserError as several:
+            self.add(overrides, several.problems)
+        except UserError as error:
+            self.add(overrides, [str(error)])
+
+    def refuse(self) -> None:
+        if not self.cells:
+            return
+        Found(f"{problem}{self._where(cells)}" for problem, cells in self.cells.items()).refuse("Nothing was started.")
+
+    def _where(self, cells: Sequence[Sequence[str]]) -> str:
+        """Which cells: nothing if all are meant, else how many and what is particular to the first."""
+        if len(cells) == len(self.wanted):
+            return ""
+        common = set.intersection(*(set(o) for o in self.wanted))
+        first = shlex.join(o for o in cells[0] if o not in common) or "the defaults"
+        if len(cells) == 1:
+            return f"\nThis is the cell {first}."
+        return f"\nThis is in {len(cells)} of {len(self.wanted)} cells, the first: {first}."
