@@ -43,6 +43,7 @@ def main() -> None:
         f"-max_total_time={int(args.minutes * 60)}",
         f"-max_len={args.max_len}",
         f"-seed={args.seed}",
+        "-len_control=0",  # long inputs from the start: minutes are few
         f"-artifact_prefix={args.found}/{args.target}-",
         "-print_final_stats=1",
         "-timeout=60",

@@ -25,10 +25,20 @@ from mtlcar.metrics.tasks import TaskMetrics
 from mtlcar.module import MultiTaskModule
 from mtlcar.tasks import TaskSet
 
+FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, InstantiationException)
+"""What constructors raise for values that they cannot take. `NotImplementedError` is a RuntimeError too."""
+
 
 def factory(node: DictConfig) -> Callable[..., Any]:
-    """What `node` names, with its keys bound; called with live objects, which so go past OmegaConf untouched."""
-    return partial(instantiate(node, _partial_=True, _convert_="all"))
+    """What `node` names, with its keys bound; called with live objects, which so go past OmegaConf untouched.
+
+    Raises:
+        UserError: there is nothing of that name.
+    """
+    try:
+        return partial(instantiate(node, _partial_=True, _convert_="all"))
+    except FAULTS as error:
+        raise UserError(described(node, error.__cause__ or error)) from error
 
 
 def make(node: DictConfig, **live: Any) -> Any:
@@ -39,8 +49,6 @@ def make(node: DictConfig, **live: Any) -> Any:
     """
     try:
         return factory(node)(**live)
-    except UserError:
-        raise
     except FAULTS as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         if isinstance(cause, UserError):
@@ -84,10 +92,6 @@ def callback(node: DictConfig, monitor: str, mode: str) -> Callback:
             f"It made {type(built).__name__}."
         )
     return built
-
-
-FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, InstantiationException)
-"""What constructors raise for values that they cannot take. `NotImplementedError` is a RuntimeError too."""
 
 
 @dataclass

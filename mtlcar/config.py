@@ -165,8 +165,9 @@ def finish(cfg: DictConfig) -> DictConfig:
     """Fill what depends on the machine, so that the saved configuration says it: threads, and whole paths."""
     if cfg.threads is None:
         cfg.threads = cores()
-    for node, key in ((cfg.paths, "runs"), (cfg.paths, "cache"), (cfg.data, "root"), (cfg.backbone, "weights")):
-        if node.get(key) is not None:
+    for group, key in (("paths", "runs"), ("paths", "cache"), ("data", "root"), ("backbone", "weights")):
+        node = cfg.get(group)
+        if OmegaConf.is_dict(node) and isinstance(node.get(key), str):  # else the checks have something to say
             node[key] = str(Path(node[key]).expanduser().resolve())
     return cfg
 

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -37,11 +38,15 @@ def problems(cfg: DictConfig) -> Iterator[str]:
         if not OmegaConf.is_dict(node):
             yield f"{group} should be the name of a choice. Found {node!r}. Choices: {', '.join(names)}."
         elif node.get("name") in names:
-            declared = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{node.name}.yaml"), resolve=False)
-            yield from _walk(group, declared, OmegaConf.to_container(node, resolve=True))
+            yield from _walk(group, _declared(group, node.name), OmegaConf.to_container(node, resolve=True))
     for key in ("paths", "checkpoint"):
         if not OmegaConf.is_dict(cfg.get(key)):
             yield f"{key} should have the keys that `mtlcar train --cfg` shows. Found {cfg.get(key)!r}."
+
+
+@cache
+def _declared(group: str, name: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"), resolve=False)
 
 
 def _walk(where: str, declared: Any, given: Any) -> Iterator[str]:
