@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mtlcar.data import car_drawing, synthetic_cars
+from mtlcar.data import car_drawing, drawn, synthetic_cars
 from mtlcar.data.car_drawing import CarBuild, build_car, draw_car, fleet
 from mtlcar.data.car_styles import MAX_MAKES, MAX_MODELS, TYPES
 from mtlcar.data.car_writer import CarSet, write_pictures
@@ -389,7 +389,7 @@ def test_a_wrong_option_is_explained_and_a_bug_of_the_reader_is_not_taken_for_on
         read_annotations(OmegaConf.merge(data, {"colours": 3}), tmp_path)
     with pytest.raises(UserError, match=r"data\.levels should be a list"):
         read_annotations(OmegaConf.merge(data, {"levels": 3}), tmp_path)
-    monkeypatch.setattr(synthetic_cars, "prepare", lambda: None)
+    monkeypatch.setattr(synthetic_cars, "drawn_folder", lambda: None)
     with pytest.raises(TypeError, match="positional"):
         read_annotations(data, tmp_path)
 
@@ -397,7 +397,7 @@ def test_a_wrong_option_is_explained_and_a_bug_of_the_reader_is_not_taken_for_on
 def test_too_little_disk_and_no_root_are_user_errors(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"data\.root"):
         read(None, **SMALL)
-    usage = synthetic_cars.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(synthetic_cars.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = drawn.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(drawn.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(UserError, match="MB left"):
         read(tmp_path, **SMALL)

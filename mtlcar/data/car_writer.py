@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtlcar.data.car_drawing import CarBuild, CarModel, CarPicture, build_car, draw_car, fleet
+from mtlcar.data.drawn import file_name
 from mtlcar.data.parallel import PROGRESS_AFTER, cpus
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,6 @@ class CarSet:
         split = SPLITS[number // len(self.models) % len(SPLITS)]
         labels = (model.make, model.name, model.type, model.year, build.weight)
         return (file_name(i), *labels, f"car{number:06d}", split, *picture.box)
-
-
-def file_name(i: int) -> str:
-    return f"images/{i:06d}.png"
 
 
 def write_pictures(cars: CarSet, folder: Path, processes: int | None = None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mtlcar.data.drawn import file_name
 from mtlcar.data.hierarchy_grammar import Grammar, GrammarSize, different_choices, draw_grammar
 
 SPLITS = ("train", "test", "train", "val", "train", "train", "test", "train", "train", "train")
@@ -111,10 +112,6 @@ def patterns() -> np.ndarray:
     """int64 [16, 2, 2] of -1 and 1: every way to darken and lighten the quarters of a patch."""
     bits = np.arange(MAX_VOCABULARY)[:, None] >> np.arange(4) & 1
     return (2 * bits - 1).reshape(MAX_VOCABULARY, 2, 2)
-
-
-def file_name(i: int) -> str:
-    return f"images/{i:06d}.png"
 
 
 def write_pictures(made: HierarchySet, folder: Path) -> None:

@@ -1,23 +1,17 @@
 """Pictures written by a random grammar, with a coarse and a fine label of known difficulty, made on first use."""
 
 import csv
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from mtlcar.data.annotations import Annotations
 from mtlcar.data.car_levels import check_levels
+from mtlcar.data.drawn import drawn_folder
 from mtlcar.data.hierarchy_grammar import GrammarSize
-from mtlcar.data.hierarchy_pictures import MAX_VOCABULARY, HierarchySet, file_name, write_pictures
-from mtlcar.data.writing import must_be_writable
+from mtlcar.data.hierarchy_pictures import MAX_VOCABULARY, HierarchySet, write_pictures
 from mtlcar.errors import UserError
 from mtlcar.options import flag, number, whole
 from mtlcar.tasks import Task, TaskSet
@@ -102,9 +96,7 @@ def read(
         raise UserError("data.levels has unrelated, and no such pattern is drawn. Set data.unrelated=true as well.")
     if root is None:
         raise UserError("random_hierarchy: data.root should be a folder to draw into. Found null.")
-    advice = "Choose another folder with data.root=..., or paths.cache=... where data.root is not set."
-    with must_be_writable("The pictures of random_hierarchy", Path(root), advice):
-        folder = prepare(Path(root), made)
+    folder = drawn_folder("random_hierarchy", Path(root), made, VERSION, write_pictures)
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     tasks = _tasks(names, made.grammar)
@@ -115,44 +107,6 @@ def read(
         split=np.array([row["split"] for row in rows]),
     )
     return annotations.check(tasks), tasks
-
-
-def prepare(root: Path, made: HierarchySet) -> Path:
-    """The folder with all pictures: found, or written beside it and renamed when complete.
-
-    Safe when several processes ask at once: one writes, the others wait.
-    """
-    options = json.dumps({"version": VERSION, **asdict(made)}, sort_keys=True)
-    folder = root / hashlib.sha256(options.encode()).hexdigest()[:16]
-    if _complete(folder, made):
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{folder.name}.lock"):
-        if _complete(folder, made):
-            return folder
-        for leftover in (folder, *sorted(root.glob(f"{folder.name}.part*"))):
-            shutil.rmtree(leftover, ignore_errors=True)
-        needed, free = made.images * made.size**2 * 3, shutil.disk_usage(root).free
-        if free < needed:
-            raise UserError(
-                f"random_hierarchy: {made.images} pictures may need {needed / 1e6:.0f} MB, but {root} has "
-                f"{free / 1e6:.0f} MB left. Free some room, ask for fewer data.images or set another data.root."
-            )
-        part = root / f"{folder.name}.part{os.getpid()}"
-        try:
-            write_pictures(made, part)
-            (part / "options.json").write_text(options + "\n", encoding="utf-8")
-            part.replace(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-
-def _complete(folder: Path, made: HierarchySet) -> bool:
-    if not (folder / "labels.csv").is_file():
-        return False
-    have = {entry.name for entry in os.scandir(folder / "images")} if (folder / "images").is_dir() else set()
-    return all(Path(file_name(i)).name in have for i in range(made.images))
 
 
 def _tasks(names: tuple[str, ...], grammar: GrammarSize) -> TaskSet:

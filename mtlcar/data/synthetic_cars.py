@@ -1,24 +1,18 @@
 """The embedded dataset: invented cars, drawn on first use, with labels of every kind."""
 
 import csv
-import hashlib
-import json
 import math
-import os
-import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from mtlcar.data.annotations import Annotations
 from mtlcar.data.car_levels import check_levels, level_tasks
 from mtlcar.data.car_styles import MAX_MAKES, MAX_MODELS, TYPES
-from mtlcar.data.car_writer import CarSet, file_name, write_pictures
-from mtlcar.data.writing import must_be_writable
+from mtlcar.data.car_writer import CarSet, write_pictures
+from mtlcar.data.drawn import drawn_folder
 from mtlcar.errors import UserError
 from mtlcar.tasks import Task, TaskSet
 
@@ -74,9 +68,7 @@ def read(
     if root is None:
         raise UserError("synthetic_cars: data.root should be a folder to draw into. Found null.")
     tasks, table = _tasks(names, cars)
-    advice = "Choose another folder with data.root=..., or paths.cache=... where data.root is not set."
-    with must_be_writable("The pictures of synthetic_cars", Path(root), advice):
-        folder = prepare(Path(root), cars)
+    folder = drawn_folder("synthetic_cars", Path(root), cars, DRAWING_VERSION, write_pictures)
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     index = {model.name: i for i, model in enumerate(cars.models)}
@@ -93,44 +85,6 @@ def read(
         groups=np.array([row["car"] for row in rows]),
     )
     return annotations.check(tasks), tasks
-
-
-def prepare(root: Path, cars: CarSet) -> Path:
-    """The folder with all pictures of `cars`: found, or drawn beside it and renamed when complete.
-
-    Safe when several processes ask at once: one draws, the others wait.
-    """
-    options = json.dumps({"version": DRAWING_VERSION, **asdict(cars)}, sort_keys=True)
-    folder = root / hashlib.sha256(options.encode()).hexdigest()[:16]
-    if _complete(folder, cars):
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{folder.name}.lock"):
-        if _complete(folder, cars):
-            return folder
-        for leftover in (folder, *sorted(root.glob(f"{folder.name}.part*"))):
-            shutil.rmtree(leftover, ignore_errors=True)
-        needed, free = cars.images * cars.size**2 * 3, shutil.disk_usage(root).free
-        if free < needed:
-            raise UserError(
-                f"synthetic_cars: drawing {cars.images} pictures may need {needed / 1e6:.0f} MB, but {root} has "
-                f"{free / 1e6:.0f} MB left. Free some room, ask for fewer data.images or set another data.root."
-            )
-        part = root / f"{folder.name}.part{os.getpid()}"
-        try:
-            write_pictures(cars, part)
-            (part / "options.json").write_text(options + "\n", encoding="utf-8")
-            part.replace(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-
-def _complete(folder: Path, cars: CarSet) -> bool:
-    if not (folder / "labels.csv").is_file():
-        return False
-    have = {entry.name for entry in os.scandir(folder / "images")} if (folder / "images").is_dir() else set()
-    return all(Path(file_name(i)).name in have for i in range(cars.images))
 
 
 def _tasks(names: tuple[str, ...], cars: CarSet) -> tuple[TaskSet, dict[str, np.ndarray]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtlcar.data.decode import RESIZE, ImageDecoder
+from mtlcar.data.drawn import drawn_sets, is_complete
 from mtlcar.data.listed_files import safe_relative
 from mtlcar.errors import UserError
 from mtlcar.report.collect import Run
@@ -58,15 +59,17 @@ class _Place:
 
     Attributes:
         root: the folder that paths are relative to, as far as it is known without the dataset's reader.
-        drawn: whether the dataset draws its own pictures.
+        drawn: whether the dataset draws its own pictures; then `images`, how many, where its folder says so.
     """
 
     def __init__(self, data: Mapping[str, Any], paths: Mapping[str, Any]) -> None:
         self.data, self.paths = data, paths
         root = Path(str(data["root"])) if data.get("root") else Path(str(paths.get("cache")), str(data.get("name")))
-        options = _drawn_sets(root)
+        options = drawn_sets(root)
         self.drawn = bool(options)
         self.root = root if not options else _matching(options, data)
+        images = options.get(self.root, {}).get("images") if self.root is not None else None
+        self.images = images if isinstance(images, int) else None
         self._read: tuple[Path | None, dict[str, np.ndarray]] | None = None
 
     def find(self, path: str, *, boxes: bool) -> tuple[Path | None, np.ndarray | None]:
@@ -92,8 +95,10 @@ class _Place:
         """Folder and boxes by path, from the dataset's reader; (None, {}) where it cannot be asked."""
         read = _node(self.data, "read")
         ours = set(read) <= {"_target_", "_partial_"} and READERS.fullmatch(str(read.get("_target_"))) is not None
-        if not ours or (self.drawn and not _complete(self.root)):
+        if not ours:
             return None, {}
+        if self.drawn and (self.root is None or self.images is None or not is_complete(self.root, self.images)):
+            return None, {}  # the reader would draw them again
         from omegaconf import DictConfig
 
         from mtlcar.data.options import read_annotations
@@ -112,20 +117,6 @@ def _node(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _drawn_sets(root: Path) -> dict[Path, dict[str, Any]]:
-    """Folders of pictures that a dataset of ours drew, each with its options; there are several in one cache."""
-    found = {}
-    for file in sorted(root.glob("*/options.json")):
-        try:
-            options = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(options, dict):
-            nested = {key: value for node in options.values() if isinstance(node, dict) for key, value in node.items()}
-            found[file.parent] = options | nested
-    return found
-
-
 def _matching(sets: Mapping[Path, Mapping[str, Any]], data: Mapping[str, Any]) -> Path | None:
     """The folder drawn with these options, the newest version of it."""
     same = [
@@ -134,14 +125,3 @@ def _matching(sets: Mapping[Path, Mapping[str, Any]], data: Mapping[str, Any]) -
         if (shared := set(options) & set(data)) and all(options[key] == data[key] for key in shared)
     ]
     return max(same, key=lambda folder: sets[folder].get("version", 0), default=None)
-
-
-def _complete(folder: Path | None) -> bool:
-    """Whether all pictures are there, so that the reader would not draw them again."""
-    if folder is None:
-        return False
-    try:
-        wanted = json.loads((folder / "options.json").read_text(encoding="utf-8"))["images"]
-        return sum(1 for _ in (folder / "images").iterdir()) >= int(wanted)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
