@@ -16,7 +16,8 @@ from mtlcar.report.collect import collect
 from mtlcar.report.comparison import Comparison, compare
 from mtlcar.report.corrections import holm
 from mtlcar.report.paired import Scores, cell_scores, compare_cells, of_seeds, of_shares, of_units, scores
-from mtlcar.report.pairwise import MOST_CELLS, compared_metrics, pairs_of, section
+from mtlcar.report.pairwise import MOST_CELLS, pairs_of, section
+from mtlcar.report.ranking import task_metrics
 from mtlcar.report.section import Sheet
 from tests.run_dirs import config, predictions, steel, write_run, write_steel
 
@@ -386,7 +387,7 @@ def test_the_finest_level_comes_first_and_cells_without_seeds_in_common_show_a_d
         for seed in seeds:
             write_run(tmp_path / "s", config(architecture, seed), 0.8 if architecture == "parallel" else 0.6)
     comparison = only(tmp_path)
-    assert compared_metrics(comparison) == ["model/accuracy", "make/accuracy", "weight/mae"]
+    assert task_metrics(comparison) == ["model/accuracy", "make/accuracy", "weight/mae"]
     pairs = pairs_of(comparison.cells, "model/accuracy")
     assert len(pairs) == 1
     found = section(comparison)

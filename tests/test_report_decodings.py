@@ -11,7 +11,7 @@ import pytest
 
 from mtlcar.report.collect import collect
 from mtlcar.report.comparison import Comparison, compare
-from mtlcar.report.decodings import read_scores, section
+from mtlcar.report.decodings import section
 from mtlcar.report.per_image import per_image
 from mtlcar.report.section import Section
 from tests.run_dirs import CARS, MAKES, PER_MAKE, config, predictions, write_run, write_steel
@@ -178,7 +178,6 @@ def test_runs_without_probabilities_of_two_levels_give_nothing(tmp_path: Path, f
         df.to_parquet(file)
     comparison = only(tmp_path)
     assert section(comparison) is None
-    assert read_scores(comparison.runs[0]) is None
 
 
 def test_tasks_without_a_hierarchy_have_no_section(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def decode_levels(
         for name in hierarchy.order[::-1]:  # the finest first: it implies levels that have no scores
             if name not in hierarchy.scored:
                 child = hierarchy.finest[name]
-                found[name] = _lift(hierarchy.table(child, name), found[child])
+                found[name] = lift(hierarchy.table(child, name), found[child])
             elif how == "marginal" and hierarchy.finest[name] != name:
                 found[name] = hierarchy.summed(name).argmax(axis=1)
             else:
@@ -106,6 +106,6 @@ def _check(how: str) -> None:
         raise UserError(f"There is no decoding {how!r}.{did_you_mean(how, DECODINGS)} Use {', '.join(DECODINGS)}.")
 
 
-def _lift(table: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def lift(table: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Classes [N] -> the classes above that they imply [N]; -1 stays -1."""
     return np.where(classes >= 0, table[np.maximum(classes, 0)], -1)

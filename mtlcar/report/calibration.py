@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.calibration_errors import BINS, Answers, answers, equal_width, interval, measures
 from mtlcar.report.calibration_figure import FEW, Panel, reliability_figure
 from mtlcar.report.comparison import Cell, Comparison
-from mtlcar.report.figures import PANELS, main_metric
+from mtlcar.report.figures import PANELS
 from mtlcar.report.intervals import Estimate, over_images, over_seeds
+from mtlcar.report.ranking import best_cells, main_metric
 from mtlcar.report.render import Row
 from mtlcar.report.section import Drawing, Section, Sheet
 from mtlcar.report.varied import NONE
@@ -92,20 +92,8 @@ def by_bin(seeds: Sequence[Answers]) -> pd.DataFrame:
     return found.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
 
 
-def best_first(comparison: Comparison, cells: Sequence[Cell]) -> list[Cell]:
-    """Cells by the mean of `main_metric`, those without it last; equal ones in the order of the table."""
-    metric = main_metric(comparison)
-    sign = 1 if lower_is_better(metric) else -1
-
-    def rank(cell: Cell) -> float:
-        mean = cell.numbers[metric].mean if metric in cell.numbers else math.nan
-        return math.inf if math.isnan(mean) else sign * mean
-
-    return sorted(cells, key=rank)
-
-
 def _drawing(comparison: Comparison, task: str, found: Found) -> Drawing:
-    best = best_first(comparison, [cell for cell, *_ in found])[:PANELS]
+    best = best_cells(comparison, [cell for cell, *_ in found], PANELS)
     kept = [row for row in found if any(row[0] is cell for cell in best)]
     panels = [Panel(cell.label, by_bin(seeds), numbers["ece"].mean) for cell, seeds, numbers in kept]
     kinds = {len(seeds) > 1 for _, seeds, _ in kept}

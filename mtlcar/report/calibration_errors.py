@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtlcar.report.class_scores import read_scores
 from mtlcar.report.collect import Run
 from mtlcar.report.intervals import LEVEL, over_images
 
@@ -51,8 +52,8 @@ def answers(run: Run, task: str) -> Answers | None:
     if not used.any():
         return None
     brier, nll = None, None
-    scores = _scores(run, task)
-    if scores is not None and len(scores) == len(df):
+    scores = read_scores(run, [task]).get(task)
+    if scores is not None:
         true = scores[np.arange(len(df)), np.maximum(target, 0)].astype(np.float64)
         # sum (p - y)^2 = sum p^2 - 2 p_true + 1: no second table of the size of the scores
         brier = (np.einsum("nc,nc->n", scores, scores, dtype=np.float64) - 2 * true + 1)[used]
@@ -60,23 +61,6 @@ def answers(run: Run, task: str) -> Answers | None:
     groups = None if run.groups is None else run.groups[used]
     left_out = int(((target >= 0) & ~used).sum())
     return Answers(confidence[used], (predicted == target)[used], brier, nll, groups, left_out)
-
-
-def _scores(run: Run, task: str) -> np.ndarray | None:
-    """Class scores float32 [N, C], or None where they are not there or not one of each class for every image."""
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    file, name, classes = run.directory / "predictions.parquet", f"{task}/scores", len(run.tasks[task].classes)
-    try:
-        if name not in pq.read_schema(file).names:
-            return None
-        column = pq.read_table(file, columns=[name])[name].combine_chunks()
-    except (OSError, pyarrow.ArrowException):
-        return None
-    if column.null_count or not (np.asarray(column.value_lengths()) == classes).all():
-        return None
-    return np.asarray(column.flatten()).reshape(-1, classes)
 
 
 def equal_width(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:

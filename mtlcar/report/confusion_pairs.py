@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mtlcar.metrics.decoding import lift
 from mtlcar.report.collect import Run
 
 
@@ -84,7 +85,6 @@ def counts(df: pd.DataFrame, classes: int, table: Sequence[int] | None = None) -
     """
     true, predicted = df["true"].to_numpy(int), df["predicted"].to_numpy(int)
     if table is not None:
-        lifted = np.asarray(table)
-        true, predicted = lifted[true], np.where(predicted >= 0, lifted[np.maximum(predicted, 0)], -1)
+        true, predicted = (lift(np.asarray(table), classes) for classes in (true, predicted))
     predicted = np.where(predicted >= 0, predicted, classes)
     return np.bincount(true * (classes + 1) + predicted, minlength=classes * (classes + 1)).reshape(classes, -1)

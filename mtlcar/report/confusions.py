@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mtlcar.report.calibration import best_first
 from mtlcar.report.comparison import Cell, Comparison
 from mtlcar.report.confusion_figure import Example, matrix_figure, pairs_figure
 from mtlcar.report.confusion_pairs import Level, counts, level, pooled, wrong_pairs
-from mtlcar.report.figures import main_metric
 from mtlcar.report.pictures import Pictures
+from mtlcar.report.ranking import main_metric, ranked
 from mtlcar.report.render import Row
 from mtlcar.report.section import Drawing, Section, Sheet
 from mtlcar.report.varied import NONE
@@ -72,7 +71,7 @@ def _cells(comparison: Comparison) -> tuple[Level, list[Cell]] | None:
     # A network of the coarse task alone, or of fewer tasks, is not what the others' classes can be compared with.
     of = max(levels, key=lambda found: (found.parent is not None, len(found.classes)))
     having = [cell for cell in comparison.cells if any(level(run) == of for run in cell.runs)]
-    return of, best_first(comparison, having)
+    return of, ranked(comparison, having)
 
 
 def _kinds(of: Level, pairs: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
@@ -197,17 +196,17 @@ def _examples(
     """For each pair the most confidently wrong image, and the most confidently right one of the predicted class; one of
     its own for each pair, as long as there are several."""
     order = ["confidence", "run", "index"]
-    ranked = df.sort_values(order, ascending=[False, True, True], na_position="last").drop_duplicates(
+    surest = df.sort_values(order, ascending=[False, True, True], na_position="last").drop_duplicates(
         ["index", "true", "predicted"]
     )
     shown: set[str] = set()
     found = []
     for row in pairs.to_dict("records"):
         true, predicted = int(row["true"]), int(row["predicted"])
-        wrong = ranked[(ranked["true"] == true) & (ranked["predicted"] == predicted)].iloc[0]
+        wrong = surest[(surest["true"] == true) & (surest["predicted"] == predicted)].iloc[0]
         words = f"so confused {row['times']} of {row['of']} times{_sure(wrong, ';{}this image with')}"
         left = Example(of.classes[true], words.format("\n"), str(wrong["path"]), _image(cell, wrong, read))
-        own = ranked[ranked["true"] == predicted]
+        own = surest[surest["true"] == predicted]
         right = own[own["predicted"] == predicted]
         some = right if len(right) else own
         new = some[~some["path"].isin(shown)]

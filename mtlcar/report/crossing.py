@@ -8,7 +8,8 @@ from itertools import combinations
 from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.comparison import Cell, Comparison, label
 from mtlcar.report.intervals import Estimate
-from mtlcar.report.scales import implied, ranked
+from mtlcar.report.ranking import ranked
+from mtlcar.report.scales import implied
 from mtlcar.report.table import best_of
 from mtlcar.report.varied import NONE
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtlcar.report.comparison import Cell, Comparison, label
 from mtlcar.report.figures import STYLES
-from mtlcar.report.scales import ranked
+from mtlcar.report.ranking import ranked
 from mtlcar.report.varied import NONE
 
 POINTS = 3

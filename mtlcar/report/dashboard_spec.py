@@ -7,8 +7,9 @@ from typing import Any
 from mtlcar.logs.wandb_sink import shorten
 from mtlcar.report.collect import Run
 from mtlcar.report.comparison import Comparison
-from mtlcar.report.figures import curve_metrics, main_metric
+from mtlcar.report.figures import curve_metrics
 from mtlcar.report.matching import unmatched
+from mtlcar.report.ranking import main_metric
 from mtlcar.report.render import Page, markdown
 from mtlcar.report.section import Section, Sheet
 from mtlcar.report.table import headings, rows

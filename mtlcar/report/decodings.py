@@ -9,6 +9,7 @@ import pandas as pd
 
 from mtlcar.metrics.decoding import DECODINGS
 from mtlcar.metrics.scored_levels import scored_levels
+from mtlcar.report.class_scores import read_scores
 from mtlcar.report.collect import Run
 from mtlcar.report.comparison import Cell, Comparison
 from mtlcar.report.intervals import Estimate, over_images, over_seeds
@@ -18,7 +19,6 @@ from mtlcar.report.section import Section, Sheet
 from mtlcar.report.table import best_of, heading, text
 from mtlcar.report.varied import NONE
 
-HEADS = {"hierarchy/mistake_severity": "severity, levels", "hierarchy/distance": "distance, levels"}
 NOTE = (
     "independent: each level's own most probable class. top_down: the most probable class of the coarsest level, then "
     "the most probable of its children. marginal: a coarse level by sums of the finest level's probabilities, its own "
@@ -70,7 +70,7 @@ def section(comparison: Comparison) -> Section | None:
     sheet = Sheet(
         name="decodings",
         title="Levels decoded in four ways",
-        heads=["cell", "decoding", "n", *(HEADS.get(m, heading(m)) for m in metrics)],
+        heads=["cell", "decoding", "n", *map(heading, metrics)],
         rows=_shown(labels, rows, metrics),
         data=_frame(comparison, found, metrics),
         note=NOTE + INTERVALS + _left_out(comparison, [cell for cell, _ in found]),
@@ -86,8 +86,7 @@ def _measure(cell: Cell) -> _Numbers:
     """The numbers of a cell; the probabilities of one run at a time are in memory."""
     numbers = _Numbers()
     for run in cell.runs:
-        columns = read_scores(run)
-        tables = {} if columns is None else decoded(columns, run.tasks)
+        tables = decoded(columns, run.tasks) if (columns := _columns(run)) else {}
         numbers.seeds += bool(tables)
         for how, df in tables.items():
             for metric in decoding_metrics(run.tasks):
@@ -101,40 +100,23 @@ def _measure(cell: Cell) -> _Numbers:
     return numbers
 
 
-def read_scores(run: Run) -> dict[str, np.ndarray] | None:
+def _columns(run: Run) -> dict[str, np.ndarray]:
     """Targets, predictions and probabilities of a run's levels, as `per_image.decoded` takes them; nothing is kept.
 
-    None where predictions.parquet is missing or damaged, or fewer than two levels have probabilities (a column of
-    confidences says that scores are such).
+    Empty where predictions.parquet is missing or damaged, or where not every level whose scores are probabilities (a
+    column of confidences says so) has whole ones.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    path = run.directory / "predictions.parquet"
-    try:
-        names = set(pq.read_schema(path).names)
-        sure = {task for task in run.tasks.names if {f"{task}/scores", f"{task}/confidence"} <= names}
-        scored = scored_levels(run.tasks, sure)
-        if len(scored) < 2:
-            return None
-        kinds = ("target", "prediction", "scores")
-        wanted = [f"{task.name}/{kind}" for task in run.tasks.classification for kind in kinds]
-        table = pq.read_table(path, columns=[name for name in wanted if name in names])
-        found = {}
-        for name in table.column_names:
-            task, _, kind = name.rpartition("/")
-            column = table[name].combine_chunks()
-            if kind != "scores":
-                found[name] = column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-            elif task in scored:
-                width = len(run.tasks[task].classes)
-                if not pc.all(pc.equal(pc.list_value_length(column), width), skip_nulls=False).as_py():
-                    return None
-                found[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
-    except (OSError, ValueError, pa.ArrowException):
-        return None
-    return found
+    df = run.predictions
+    if df is None:
+        return {}
+    sure = scored_levels(run.tasks, {name for name in run.tasks.names if f"{name}/confidence" in df})
+    scores = read_scores(run, sure) if len(sure) > 1 else {}
+    if set(scores) != set(sure):
+        return {}
+    names = [f"{task.name}/{kind}" for task in run.tasks.classification for kind in ("target", "prediction")]
+    return {name: df[name].fillna(-1).to_numpy(np.int64) for name in names if name in df} | {
+        f"{name}/scores": values for name, values in scores.items()
+    }
 
 
 def _shown(

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.comparison import Cell, Comparison, label
+from mtlcar.report.epochs import curve
+from mtlcar.report.ranking import best_cells
 from mtlcar.report.table import axis_label, percent
 
 MARKERS = "osD^vPX*<>"
@@ -46,7 +47,7 @@ def test_figure(comparison: Comparison) -> Figure | None:
     metrics = [m for m in comparison.metrics if m not in ("parameters", "minutes") and not m.endswith("/mse")]
     if not metrics:
         return None
-    cells = _best_cells(comparison)
+    cells = best_cells(comparison, comparison.cells, SHOWN_CELLS)
     labels = [textwrap.shorten(cell.label, 60, placeholder="…") for cell in cells]
     across = min(len(metrics), 3)
     down = math.ceil(len(metrics) / across)
@@ -63,24 +64,6 @@ def test_figure(comparison: Comparison) -> Figure | None:
             ax.set_yticks(range(len(labels)), labels)
             ax.set_ylim(len(labels) - 0.5, -0.5)
     return figure
-
-
-def main_metric(comparison: Comparison) -> str:
-    """The test metric that cells are ranked by: the finest class task's accuracy, else the first there is."""
-    finest = [f"{run.tasks.finest().name}/accuracy" for run in comparison.runs[:1] if run.tasks.classification]
-    return next((metric for metric in (*finest, *comparison.metrics) if metric in comparison.metrics), "")
-
-
-def _best_cells(comparison: Comparison) -> list[Cell]:
-    """The best `SHOWN_CELLS` in the order of the table; cells without the metric are the worst."""
-    metric = main_metric(comparison)
-    sign = 1 if lower_is_better(metric) else -1
-
-    def rank(cell: Cell) -> float:
-        return sign * cell.numbers[metric].mean if metric in cell.numbers else math.inf
-
-    kept = {id(cell) for cell in sorted(comparison.cells, key=rank)[:SHOWN_CELLS]}
-    return [cell for cell in comparison.cells if id(cell) in kept]
 
 
 def _points(ax: Axes, comparison: Comparison, cells: list[Cell], metric: str) -> None:
@@ -137,10 +120,10 @@ def curves_figure(comparison: Comparison, metric: str) -> Figure | None:
     by = [key.split(".")[0] == first for key in comparison.keys]
     curves: dict[tuple[str, str], pd.DataFrame] = {}
     for cell in comparison.cells:
-        curve = _curve(cell, metric)
-        if curve is not None:
+        found = curve(cell, metric)
+        if not found.empty:
             line, panel = (_part(comparison, cell, [b is own for b in by]) for own in (True, False))
-            curves[line, panel if False in by else ""] = curve
+            curves[line, panel if False in by else ""] = found
     if not curves:
         return None
     lines = list(dict.fromkeys(line for line, _ in curves))
@@ -161,11 +144,11 @@ def curves_figure(comparison: Comparison, metric: str) -> Figure | None:
             for i, line in enumerate(lines):
                 if (line, panel) not in curves:
                     continue
-                curve = curves[line, panel]
+                means = curves[line, panel]
                 style = {"color": str(greys[i]), "linestyle": STYLES[i % len(STYLES)], "marker": MARKERS[i % 10]}
-                x = curve.index.to_numpy() + 1
-                ax.plot(x, scale * curve["mean"], lw=1.6, ms=3.5, **style)
-                ax.fill_between(x, scale * curve["min"], scale * curve["max"], color=str(greys[i]), alpha=0.15, lw=0)
+                x = means.index.to_numpy()
+                ax.plot(x, scale * means["mean"], lw=1.6, ms=3.5, **style)
+                ax.fill_between(x, scale * means["min"], scale * means["max"], color=str(greys[i]), alpha=0.15, lw=0)
             ax.set_title("\n".join(textwrap.wrap(panel, 40)))
             ax.xaxis.get_major_locator().set_params(integer=True)
         for ax in axes[len(panels) :]:
@@ -189,11 +172,3 @@ def _part(comparison: Comparison, cell: Cell, chosen: list[bool]) -> str:
     """The cell's label of the chosen columns alone."""
     columns = [i for i, wanted in enumerate(chosen) if wanted]
     return label([comparison.titles[i] for i in columns], [cell.values[i] for i in columns])
-
-
-def _curve(cell: Cell, metric: str) -> pd.DataFrame | None:
-    """Mean, min and max over seeds by epoch (from 0); epochs without a value left out."""
-    parts = [run.history[["epoch", metric]].dropna() for run in cell.runs if metric in run.history]
-    if not parts or all(part.empty for part in parts):
-        return None
-    return pd.concat(parts).groupby("epoch")[metric].agg(["mean", "min", "max"]).sort_index()

@@ -16,7 +16,8 @@ from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.comparison import Comparison
 from mtlcar.report.crossing import Grid, Place, crossed
 from mtlcar.report.figures import FONTS
-from mtlcar.report.scales import compared_metrics, implied, scale, short, words
+from mtlcar.report.ranking import compared_metrics
+from mtlcar.report.scales import implied, scale, short, words
 from mtlcar.report.section import Drawing, Section, Sheet
 from mtlcar.report.table import digits, heading, plain, text
 from mtlcar.report.varied import NONE

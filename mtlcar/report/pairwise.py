@@ -10,6 +10,7 @@ from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.comparison import Cell, Comparison
 from mtlcar.report.corrections import holm
 from mtlcar.report.paired import Difference, Paired, Scores, cell_scores, compare_cells
+from mtlcar.report.ranking import known, task_metrics
 from mtlcar.report.render import Row
 from mtlcar.report.section import Section, Sheet
 from mtlcar.report.table import digits, percent, plain
@@ -46,7 +47,7 @@ def section(comparison: Comparison) -> Section | None:
     """
     if not 2 <= len(comparison.cells) <= MOST_CELLS:
         return None
-    made = (_sheet(comparison, metric) for metric in compared_metrics(comparison))
+    made = (_sheet(comparison, metric) for metric in task_metrics(comparison))
     found = [sheet_and_pairs for sheet_and_pairs in made if sheet_and_pairs is not None]
     if not found:
         return None
@@ -59,19 +60,6 @@ def section(comparison: Comparison) -> Section | None:
     return Section("Which differences are more than chance", paragraphs, sheets=[sheet for sheet, _ in found])
 
 
-def compared_metrics(comparison: Comparison) -> list[str]:
-    """The metrics that are tested: accuracies from the finest level up, then mean absolute errors."""
-    tasks = {task.name: task for run in comparison.runs for task in run.tasks}
-    depths = {run_task.name: run.tasks.depth(run_task.name) for run in comparison.runs for run_task in run.tasks}
-    levels = sorted(
-        (task for task in tasks.values() if task.kind == "classification"),
-        key=lambda task: (-depths[task.name], -len(task.classes)),
-    )
-    wanted = [f"{task.name}/accuracy" for task in levels]
-    wanted += [f"{task.name}/mae" for task in tasks.values() if task.kind == "regression"]
-    return [metric for metric in wanted if metric in comparison.metrics]
-
-
 def pairs_of(cells: Sequence[Cell], metric: str) -> Pairs:
     """(i, j) -> the comparison of cell i with cell j, for i < j; those without common images are left out."""
     found: list[dict[str, Scores]] = [cell_scores(cell, metric) for cell in cells]
@@ -82,11 +70,7 @@ def pairs_of(cells: Sequence[Cell], metric: str) -> Pairs:
 def _sheet(comparison: Comparison, metric: str) -> tuple[Sheet, Pairs] | None:
     owner = metric.rpartition("/")[0]
     cells = [
-        cell
-        for cell in comparison.cells
-        if metric in cell.numbers
-        and not math.isnan(cell.numbers[metric].mean)
-        and not any(owner in run.implied for run in cell.runs)
+        cell for cell in comparison.cells if known(cell, metric) and not any(owner in run.implied for run in cell.runs)
     ]
     pairs = pairs_of(cells, metric)
     if not pairs:

@@ -8,10 +8,10 @@ import pandas as pd
 from mtlcar.metrics.direction import lower_is_better as is_lower
 from mtlcar.report.comparison import Cell, Comparison
 from mtlcar.report.cost_numbers import GMACS, costs, shown
-from mtlcar.report.figures import main_metric
 from mtlcar.report.intervals import Estimate
 from mtlcar.report.pareto_figure import LISTED, planes_figure
-from mtlcar.report.scales import implied, known
+from mtlcar.report.ranking import known, main_metric
+from mtlcar.report.scales import implied
 from mtlcar.report.section import Drawing, Row, Section, Sheet
 from mtlcar.report.table import heading, text
 from mtlcar.report.varied import NONE

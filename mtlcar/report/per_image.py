@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from mtlcar.metrics.decoding import DECODINGS, decode_levels
-from mtlcar.metrics.levels import edges, levels
+from mtlcar.metrics.decoding import DECODINGS, decode_levels, lift
+from mtlcar.metrics.levels import edges, finest_below, levels
 from mtlcar.metrics.scored_levels import scored_levels
 from mtlcar.tasks import TaskSet
 
@@ -35,9 +35,8 @@ def per_image(metric: str, df: pd.DataFrame, tasks: TaskSet) -> pd.Series | None
     if owner == "hierarchy":
         found = _hierarchy(kind, df, tasks, predicted)
     elif kind == "implied_accuracy":
-        below = [t for t in tasks if t.name in predicted and owner in tasks.ancestors(t.name)]
-        if below:
-            child = max(below, key=lambda t: (tasks.depth(t.name), len(t.classes))).name
+        child = finest_below(tasks, owner, predicted)
+        if child is not None:
             target = _labels(df, tasks, child, owner)
             if target is not None:
                 found = _lifted(df, tasks, child, owner) == target, target >= 0
@@ -60,9 +59,7 @@ def _classes(df: pd.DataFrame, task: str, column: str) -> np.ndarray:
 
 def _lifted(df: pd.DataFrame, tasks: TaskSet, child: str, ancestor: str, column: str = "prediction") -> np.ndarray:
     """The class of `ancestor` that each class of `child` implies; -1 stays -1."""
-    classes = _classes(df, child, column)
-    table = np.asarray(tasks.ancestor_table(child, ancestor))
-    return np.where(classes >= 0, table[np.maximum(classes, 0)], -1)
+    return lift(np.asarray(tasks.ancestor_table(child, ancestor)), _classes(df, child, column))
 
 
 def _labels(df: pd.DataFrame, tasks: TaskSet, child: str, ancestor: str) -> np.ndarray | None:

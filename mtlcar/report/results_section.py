@@ -3,8 +3,9 @@
 import numpy as np
 
 from mtlcar.report.comparison import Comparison
-from mtlcar.report.figures import SHOWN_CELLS, curve_metrics, curves_figure, main_metric, test_figure
+from mtlcar.report.figures import SHOWN_CELLS, curve_metrics, curves_figure, test_figure
 from mtlcar.report.matching import test_sets
+from mtlcar.report.ranking import main_metric
 from mtlcar.report.section import Drawing, Section, Sheet
 from mtlcar.report.table import frame, headings, rows, run_headings, run_rows
 

@@ -1,45 +1,17 @@
-"""What the figures of settings and cost have in common: which metrics, in which unit, between which limits."""
+"""What the figures of settings and cost have in common: how metrics are shown, and between which limits."""
 
-import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.comparison import Cell, Comparison
-from mtlcar.report.figures import FAR, main_metric
+from mtlcar.report.figures import FAR
 from mtlcar.report.intervals import Estimate
 from mtlcar.report.table import axis_label, percent
-
-
-def compared_metrics(comparison: Comparison) -> list[str]:
-    """The few test metrics that cells are compared by: accuracy of the finest class task, then of the other ones,
-    of the full path, and the mean error of each value."""
-    tasks = {task.name: task for run in comparison.runs for task in run.tasks}
-    finest = [f"{run.tasks.finest().name}/accuracy" for run in comparison.runs if run.tasks.classification]
-    wanted = [
-        *finest,
-        *(f"{task.name}/accuracy" for task in tasks.values() if task.kind == "classification"),
-        "hierarchy/full_path_accuracy",
-        *(f"{task.name}/mae" for task in tasks.values() if task.kind == "regression"),
-    ]
-    return [metric for metric in dict.fromkeys(wanted) if any(known(cell, metric) for cell in comparison.cells)]
-
-
-def known(cell: Cell, metric: str) -> bool:
-    """Whether a cell has a finite mean of a metric."""
-    return metric in cell.numbers and math.isfinite(cell.numbers[metric].mean)
 
 
 def implied(cell: Cell, metric: str) -> bool:
     """Whether a metric is of a coarse class that the network does not predict itself."""
     return any(metric == f"{name}/accuracy" for run in cell.runs for name in run.implied)
-
-
-def ranked(comparison: Comparison, cells: Iterable[Cell]) -> list[Cell]:
-    """`cells` by the main metric, the best first; those without it last."""
-    metric = main_metric(comparison)
-    sign = 1.0 if lower_is_better(metric) else -1.0
-    return sorted(cells, key=lambda cell: sign * cell.numbers[metric].mean if known(cell, metric) else math.inf)
 
 
 def scale(metric: str) -> float:

@@ -14,7 +14,8 @@ from matplotlib.transforms import ScaledTranslation
 from mtlcar.report.comparison import Comparison
 from mtlcar.report.curve_axes import CurveAxes, curve_axes
 from mtlcar.report.figures import FONTS, LEGEND_ROW, MARKERS, STYLES
-from mtlcar.report.scales import compared_metrics, implied, known, limits, scale, short, words
+from mtlcar.report.ranking import compared_metrics, known
+from mtlcar.report.scales import implied, limits, scale, short, words
 from mtlcar.report.section import Drawing, Row, Section, Sheet
 from mtlcar.report.table import heading, text
 from mtlcar.report.varied import NONE

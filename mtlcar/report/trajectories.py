@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mtlcar.report.comparison import Cell, Comparison
-from mtlcar.report.figures import FONTS, LEGEND_ROW, MARKERS, STYLES, main_metric
-from mtlcar.report.scales import ranked, short, wide
+from mtlcar.report.epochs import curve
+from mtlcar.report.figures import FONTS, LEGEND_ROW, MARKERS, STYLES
+from mtlcar.report.ranking import best_cells, main_metric
+from mtlcar.report.scales import short, wide
 from mtlcar.report.section import Drawing, Row, Section, Sheet
 from mtlcar.report.table import heading
 from mtlcar.report.varied import NONE
@@ -42,10 +44,7 @@ KINDS = {
 def section(comparison: Comparison) -> Section | None:
     """A figure for each kind of number in the runs' history.csv, and the last epoch's numbers as a table."""
     found = Section("Training, epoch by epoch")
-    cells = comparison.cells
-    if len(cells) > LINES:
-        kept = {id(cell) for cell in ranked(comparison, cells)[:LINES]}
-        cells = [cell for cell in cells if id(cell) in kept]
+    cells = best_cells(comparison, comparison.cells, LINES)
     drawn: list[str] = []
     for kind, (title, _, what) in KINDS.items():
         names = columns(comparison, kind)
@@ -90,18 +89,6 @@ def _moves(comparison: Comparison, name: str) -> bool:
     parts = [run.history[name].dropna().to_numpy(float) for run in comparison.runs if name in run.history]
     values = np.concatenate(parts) if parts else np.empty(0)
     return len(values) > 0 and bool(np.ptp(values) > SAME * np.abs(values).max())
-
-
-def curve(cell: Cell, name: str) -> pd.DataFrame:
-    """Mean, min, max and count over the runs that have an epoch, by epoch from 1; empty where no run has any."""
-    parts = [run.history[["epoch", name]].dropna() for run in cell.runs if {"epoch", name} <= set(run.history.columns)]
-    if not parts:
-        return pd.DataFrame(columns=["mean", "min", "max", "count"])
-    table = pd.concat(parts).astype(float)
-    table = table[np.isfinite(table[name])]
-    found = table.groupby("epoch")[name].agg(["mean", "min", "max", "count"]).sort_index()
-    found.index = found.index.astype(int) + 1
-    return found
 
 
 def _figure(
