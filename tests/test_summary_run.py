@@ -146,15 +146,17 @@ def test_a_long_table_is_cut_and_a_broken_one_left_out(tmp_path: Path, caplog: p
     assert tables(tmp_path / "elsewhere" / "report.html") == {}
 
 
-def test_tables_of_an_earlier_report_are_not_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_an_earlier_report_are_not_logged(tmp_path: Path) -> None:
     run = cell(tmp_path / "runs", "single")
-    old = tmp_path / "report" / "tables" / "old.csv"
-    old.parent.mkdir(parents=True)
-    old.write_text("a\n1\n")
-    monkeypatch.setattr("mtlcar.report.build_report", lambda dirs, output: output / "report.html")
+    for name, text in (("tables/old.csv", "a\n1\n"), ("figures/old.png", "")):
+        old = tmp_path / "report" / name
+        old.parent.mkdir(parents=True)
+        old.write_text(text)
     report = summary_run._report(find([run]).runs, tmp_path / "report")
     assert report is not None
-    assert tables(report) == {}
+    assert {"results", "runs"} <= set(tables(report))
+    assert "old" not in tables(report)
+    assert {"test", "old"} & {file.stem for file in figures(report)} == {"test"}
 
 
 def summary(file: Path) -> dict[str, Any]:

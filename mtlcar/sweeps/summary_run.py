@@ -1,7 +1,6 @@
 """One W&B run for a whole sweep: its table, its report and figures, its best run and how many finished."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -143,8 +142,6 @@ def _report(runs: Sequence[StoredRun], output: Path) -> Path | None:
     """report.html of the finished runs, None where there is none."""
     from mtlcar.report import build_report
 
-    for file in output.glob("tables/*.csv"):
-        file.unlink()  # an earlier report may have had others
     finished = [run.directory for run in runs if run.state == "finished"]
     try:
         return build_report(finished, output) if finished else None
@@ -153,9 +150,8 @@ def _report(runs: Sequence[StoredRun], output: Path) -> Path | None:
 
 
 def figures(report: Path) -> list[Path]:
-    """The figures that the report beside `report.html` shows, PNG; its folder may have those of an earlier one too."""
-    names = re.findall(r"\]\(figures/([^)]+\.png)\)", report.with_suffix(".md").read_text(encoding="utf-8"))
-    return [report.parent / "figures" / name for name in dict.fromkeys(names)]
+    """The figures beside `report.html`, PNG."""
+    return sorted((report.parent / "figures").glob("*.png"))
 
 
 def tables(report: Path) -> dict[str, Any]:
