@@ -162,6 +162,70 @@ def test_settings_have_to_agree_and_weightings_do_not(tmp_path: Path) -> None:
     assert other.missing == ["model", "weight"]
 
 
+def single(folder: Path, weighting: str, validation: float, seed: int = 0) -> dict:
+    """A network of the make alone, and what it reached on validation images."""
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    test = run(folder, "single", seed, "make", weighting__name=weighting)
+    (made,) = set(folder.iterdir()) - before
+    stored = json.loads((made / "metrics.json").read_text())
+    (made / "metrics.json").write_text(json.dumps({**stored, "val": {"make/accuracy": validation}}))
+    return test
+
+
+def made_gain(ours: dict, alone: dict) -> float:
+    return 100 * (ours["make/accuracy"] / alone["make/accuracy"] - 1)
+
+
+@pytest.mark.parametrize("order", [("equal", "mgda"), ("mgda", "equal")])
+def test_of_several_baselines_the_one_with_the_cells_weighting_is_taken(tmp_path: Path, order: tuple) -> None:
+    alone = {name: single(tmp_path / "s", name, 0.5 if name == "equal" else 0.9) for name in order}
+    ours = {name: run(tmp_path / "s", name, weighting__name="equal") for name in ("parallel", "cascade")}
+    found = gains(only(tmp_path))
+    expected = {name: made_gain(test, alone["equal"]) for name, test in ours.items()}
+    assert {g.cell.values[0]: g.tasks["make/accuracy"].mean for g in found} == pytest.approx(expected)
+    made = section(only(tmp_path))
+    assert made is not None
+    assert "make: single · equal (of 2, that with the label transform and weighting" in made.sheets[0].note
+
+
+@pytest.mark.parametrize("order", [("equal", "mgda"), ("mgda", "equal")])
+def test_cells_of_several_weightings_have_one_baseline_the_best_in_validation(tmp_path: Path, order: tuple) -> None:
+    alone = {name: single(tmp_path / "s", name, 0.5 if name == "equal" else 0.9) for name in order}
+    ours = {name: run(tmp_path / "s", weighting__name=name) for name in ("equal", "mgda")}
+    found = gains(only(tmp_path))
+    assert sorted(g.tasks["make/accuracy"].mean for g in found) == pytest.approx(
+        sorted(made_gain(test, alone["mgda"]) for test in ours.values())
+    )
+    made = section(only(tmp_path))
+    assert made is not None
+    sheet = made.sheets[0]
+    assert "make: single · mgda (of 2, the best in validation)" in sheet.note
+    assert sheet.data is not None
+    assert set(sheet.data["baselines"]) == {"single · mgda"}
+
+
+def test_a_baseline_of_all_seeds_comes_before_a_better_one_of_some(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        single(tmp_path / "s", "equal", 0.5, seed)
+        run(tmp_path / "s", "parallel", seed, weighting__name="uncertainty")
+    single(tmp_path / "s", "mgda", 0.9, 0)
+    (gain,) = gains(only(tmp_path))
+    assert gain.tasks["make/accuracy"].n == 2
+    assert gain.baselines["make/accuracy"].cell.values[1] == "equal"
+
+
+def test_one_network_of_two_tasks_made_one_is_no_baseline(tmp_path: Path) -> None:
+    """As FastCAR's, whose architecture may be called single: it is judged by the others."""
+    run(tmp_path / "s", "single", 0, "make")
+    fastcar = write_run(tmp_path / "s", config("single", label_transform={"name": "fastcar"}))
+    stored = json.loads((fastcar / "metrics.json").read_text())
+    stored["test"] = {k: v for k, v in stored["test"].items() if not k.endswith("/loss")}  # it has one of its axis alone
+    (fastcar / "metrics.json").write_text(json.dumps(stored))
+    (gain,) = gains(only(tmp_path))
+    assert "fastcar" in gain.cell.label
+    assert list(gain.tasks) == ["make/accuracy"]
+
+
 def test_the_finest_level_alone_gives_an_implied_gain_and_says_so(tmp_path: Path) -> None:
     ours = run(tmp_path / "s")
     model = run(tmp_path / "s", "single", 0, None)

@@ -1,30 +1,23 @@
 """Multi-task gain: each multi-task cell against networks of the same settings that were trained on one task each."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
 
 from mtlcar.metrics.gain import delta_m, relative_gain
+from mtlcar.report.baselines import Baseline, baselines, task_metric
 from mtlcar.report.collect import Run
-from mtlcar.report.comparison import Cell, Comparison, flat, replicate
+from mtlcar.report.comparison import Cell, Comparison, replicate
 from mtlcar.report.intervals import Estimate, over_seeds
 from mtlcar.report.render import Row
 from mtlcar.report.section import Section, Sheet
 from mtlcar.report.table import best_of
-from mtlcar.report.varied import METHOD, NONE, Settings, by_content, is_seed
+from mtlcar.report.varied import NONE
 
-SINGLE = "single"
-
-OF_SHARING = (
-    *("architecture", "weighting", "label_transform", "loss.matching", "loss.matching_kind"),
-    *(METHOD, "monitor", "monitor_mode"),
-)
-"""Settings, and groups of them, that a baseline need not share: they say how tasks are joined and balanced, which one
-task alone is not, and which task's metric picks the checkpoint."""
-
-Baselines = dict[str, dict[str, Run]]
-"""Task -> seed -> the run that was trained on it alone."""
+SHOWN = 6
+"""Most baselines that the note names."""
 
 READ = (
     "Multi-task gain (delta m; Maninis et al. 2019): how much better, in % of its value, one network for all tasks is "
@@ -45,6 +38,7 @@ class Gain:
 
     Attributes:
         tasks: metric -> gain in % (over seeds), of those that have a baseline.
+        baselines: metric -> what its gain is over.
         missing: the tasks without one.
         delta: delta m, None where a task has no baseline.
         implied: delta m with coarse levels against the implied class of the finest level's network; None where it is
@@ -54,6 +48,7 @@ class Gain:
     cell: Cell
     metrics: list[str]
     tasks: dict[str, Estimate] = field(default_factory=dict)
+    baselines: dict[str, Baseline] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     delta: Estimate | None = None
     implied: Estimate | None = None
@@ -77,7 +72,10 @@ def section(comparison: Comparison) -> Section | None:
         n = max((e.n for column in columns if (e := column[i])), default=0)
         numbers = [(_text(column[i]), i in best) for column, best in zip(columns, winners, strict=True)]
         rows.append([(gain.cell.label, False), (str(n), False), *numbers])
-    note = "± is half the 95 % t interval over seeds, each against the baseline of its own seed. The best is bold."
+    note = (
+        "± is half the 95 % t interval over seeds, each against the baseline of its own seed. The best is bold. "
+        f"Compared with {_named(found)}."
+    )
     missing = list(dict.fromkeys(task for gain in found for task in gain.missing))
     if missing:
         note += (
@@ -90,43 +88,14 @@ def section(comparison: Comparison) -> Section | None:
 
 def gains(comparison: Comparison) -> list[Gain]:
     """Every multi-task cell that has at least one baseline, in the comparison's order."""
-    flats = by_content([flat(run) for run in comparison.runs], [run.digests for run in comparison.runs])
-    matched = {id(run): _to_match(found) for run, found in zip(comparison.runs, flats, strict=True)}
-    singles = [run for run in comparison.runs if _is_single(run)]
-    found = []
-    for cell in comparison.cells:
-        if any(_is_single(run) for run in cell.runs):
-            continue
-        alone: Baselines = {}
-        for run in singles:
-            if matched[id(run)] == matched[id(cell.runs[0])]:
-                alone.setdefault(trained_alone(run), {}).setdefault(replicate(run), run)
-        gain = _gain(cell, alone)
-        if gain.tasks:
-            found.append(gain)
-    return found
+    found = (_gain(cell, alone) for cell, alone in baselines(comparison))
+    return [gain for gain in found if gain.tasks]
 
 
-def trained_alone(run: Run) -> str:
-    """The task that a run of one task was trained on."""
-    return str((run.config.get("architecture") or {}).get("task") or run.tasks.finest().name)
-
-
-def _is_single(run: Run) -> bool:
-    return bool((run.config.get("architecture") or {}).get("name") == SINGLE)
-
-
-def _to_match(settings: Settings) -> Settings:
-    return {
-        key: value
-        for key, value in settings.items()
-        if key not in OF_SHARING and key.split(".", 1)[0] not in OF_SHARING and not is_seed(key)
-    }
-
-
-def _gain(cell: Cell, alone: Baselines) -> Gain:
+def _gain(cell: Cell, baseline_of: Mapping[str, Baseline]) -> Gain:
     tasks = cell.runs[0].tasks
-    metric_of = {task.name: f"{task.name}/{'accuracy' if task.kind == 'classification' else 'mae'}" for task in tasks}
+    alone = {name: baseline.runs for name, baseline in baseline_of.items()}
+    metric_of = {task.name: task_metric(task) for task in tasks}
     skipped = set().union(*(run.implied for run in cell.runs))
     wanted = {
         name: metric
@@ -134,17 +103,16 @@ def _gain(cell: Cell, alone: Baselines) -> Gain:
         if name not in skipped and all(metric in run.test for run in cell.runs)
     }
     gain = Gain(cell, list(wanted.values()))
-    baselines = {
-        name: {s: r.test[m] for s, r in alone.get(name, {}).items() if m in r.test} for name, m in wanted.items()
-    }
+    values = {name: {s: r.test[m] for s, r in alone.get(name, {}).items() if m in r.test} for name, m in wanted.items()}
     seeds = {replicate(run): run for run in cell.runs}
     for name, metric in wanted.items():
-        pairs = [(run.test[metric], baselines[name][s]) for s, run in seeds.items() if s in baselines[name]]
+        pairs = [(run.test[metric], values[name][s]) for s, run in seeds.items() if s in values[name]]
         if pairs:
+            gain.baselines[metric] = baseline_of[name]
             gain.tasks[metric] = over_seeds([relative_gain(metric, ours, theirs) for ours, theirs in pairs])
         else:
             gain.missing.append(name)
-    gain.delta = _delta(seeds, wanted, baselines)
+    gain.delta = _delta(seeds, wanted, values)
     finest = alone.get(tasks.finest().name, {}) if tasks.classification else {}
     above = tasks.ancestors(tasks.finest().name) if tasks.classification else ()
     lifted = {
@@ -153,18 +121,26 @@ def _gain(cell: Cell, alone: Baselines) -> Gain:
         if name in above
     }
     if lifted:
-        gain.implied = _delta(seeds, wanted, {**baselines, **lifted})
+        gain.implied = _delta(seeds, wanted, {**values, **lifted})
     return gain
 
 
-def _delta(seeds: dict[str, Run], wanted: dict[str, str], baselines: dict[str, dict[str, float]]) -> Estimate | None:
+def _delta(seeds: dict[str, Run], wanted: dict[str, str], alone: dict[str, dict[str, float]]) -> Estimate | None:
     """Over the seeds that all tasks have a baseline of."""
     values = [
-        delta_m({m: run.test[m] for m in wanted.values()}, {m: baselines[name][seed] for name, m in wanted.items()})
+        delta_m({m: run.test[m] for m in wanted.values()}, {m: alone[name][seed] for name, m in wanted.items()})
         for seed, run in seeds.items()
-        if wanted and all(seed in baselines[name] for name in wanted)
+        if wanted and all(seed in alone[name] for name in wanted)
     ]
     return over_seeds(values) if values and not all(math.isnan(v) for v in values) else None
+
+
+def _named(found: list[Gain]) -> str:
+    """The baselines: `make: single · make; model: ...`."""
+    pairs = [(metric, b) for gain in found for metric, b in gain.baselines.items()]
+    texts = list(dict.fromkeys(f"{metric.rpartition('/')[0]}: {b.words}" for metric, b in pairs))
+    more = f"; and {len(texts) - SHOWN} more, which the table's CSV names" if len(texts) > SHOWN else ""
+    return "; ".join(texts[:SHOWN]) + more
 
 
 def _words(metric: str) -> str:
@@ -187,5 +163,7 @@ def _frame(comparison: Comparison, found: list[Gain]) -> pd.DataFrame:
             if e is not None:
                 record: dict[str, object] = {"data": comparison.name, "cell": gain.cell.label, "gain of": what}
                 record |= {"percent": e.mean, "low": e.low, "high": e.high, "n": e.n}
+                over = gain.baselines.values() if what not in gain.baselines else [gain.baselines[what]]
+                record["baselines"] = "; ".join(dict.fromkeys(b.cell.label for b in over))
                 records.append({**record, "per seed": " ".join(f"{v:.6g}" for v in e.values)})
     return pd.DataFrame(records)
