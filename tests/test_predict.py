@@ -23,10 +23,12 @@ from mtlcar.inference.intervals import COVERAGE, ENOUGH, Interval, half_width, r
 from mtlcar.inference.network import load_network
 from mtlcar.inference.predict import command
 from mtlcar.inference.predictor import Predictor
+from mtlcar.inference.table import as_csv
 from mtlcar.inference.unlike import FILE, read_reference, save
 from mtlcar.label_transforms.class_mean import ClassMean
 from mtlcar.runs.evaluate import stored_config
 from mtlcar.runs.predictions import read_predictions
+from mtlcar.tasks import Task, TaskSet
 from tests.run_dirs import CARS, config, predictions, steel, write_run, write_steel
 from tests.trained import alone, pictures, trained_run
 
@@ -236,17 +238,40 @@ def test_a_folder_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_boxes_are_spoken_of_only_where_the_run_used_them(
-    run: Path, capsys: pytest.CaptureFixture, folder: Path
+    run: Path, capsys: pytest.CaptureFixture, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    enough = {"weight": Interval(90.0, images=40)}  # the run itself has too few test images for any
+    monkeypatch.setattr("mtlcar.inference.predictor.read_intervals", lambda *_: enough)
     file = str(pictures(run)[0])
     command(str(run), [file])
-    assert "boxes" not in capsys.readouterr().err
-    boxed = trained_run(folder, "data.box_margin=0.05", tested=False)
+    assert "box" not in (whole := capsys.readouterr().err)
+    assert "they hold for pictures like those." in whole
+    boxed = trained_run(folder, ALL, "data.box_margin=0.05", tested=False)
     command(str(boxed), [file])
-    assert capsys.readouterr().err.count("data.box_margin=0.05") == 1
+    err = capsys.readouterr().err
+    assert err.count("data.box_margin=0.05") == 1
+    assert "they hold for pictures like those, cut to the object." in err
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_that_are_called_like_other_columns_overwrite_none() -> None:
+    names = ("file", "error", "unlike", "errors")
+    tasks = TaskSet([*(Task(n, "classification", ("a", "b")) for n in names), Task("mass", "regression", unit="kg")])
+    best = {"class": "b", "index": 1, "score": 2.5}
+    said: dict = {name: {**best, "top": [best]} for name in names}
+    said["mass"] = {"value": 3.0, "unit": "kg", "interval": [2.0, 4.0], "coverage": 0.95}
+    unlike = {"score": 0.5, "threshold": 1.0, "flag": False}
+    row = {"file": "x.png", "tasks": said, "columns": {"error/further": 7.0}, "unlike": unlike}
+    lines = list(csv.DictReader(io.StringIO(as_csv([row, {"file": "y.png", "error": "torn"}], tasks, 1))))
+    assert [(line["file"], line["error"], line["unlike/score"]) for line in lines] == [
+        ("x.png", "", "0.5"),
+        ("y.png", "torn", ""),
+    ]
+    for name in ("task/file", "task/error", "task/unlike", "errors"):
+        assert (lines[0][name], lines[0][f"{name}/score"], lines[0][f"{name}/top1"]) == ("b", "2.5", "b")
+    assert (lines[0]["mass"], lines[0]["error/further"]) == ("3.0", "7.0")
 
 
 def test_the_ending_of_the_file_says_what_is_written_and_all_forms_say_the_same(

@@ -215,8 +215,11 @@ def test_flat_classes_have_one_table(tmp_path: Path) -> None:
     (sheet,) = section.sheets
     assert sheet.name == "confusions_pairs"
     assert sheet.heads[:2] == ["true class", "predicted class"]
-    # 7 of the 8 tiles of the first class are called the second, none of them with a confidence
-    assert [[text for text, _ in row] for row in sheet.rows] == [["soft", "mid", "7", "8", "88", "-", "1 of 1"]]
+    # 7 of the 8 tiles of the first class are called the second. None has a confidence, and there is no column of them.
+    assert not any("confidence" in head for head in sheet.heads)
+    assert sheet.data is not None
+    assert "confidence" not in sheet.data
+    assert [[text for text, _ in row] for row in sheet.rows] == [["soft", "mid", "7", "8", "88", "1 of 1"]]
     assert [d.name for d in section.drawings] == ["confusion_matrix_class"]
 
 
@@ -319,6 +322,20 @@ def test_missing_and_damaged_pictures_are_grey_and_said(
     assert images[gone] is None
     assert sum(image is not None for image in images.values()) == len(images) - 2
     assert "Grey: a picture that is missing or damaged." in section.drawings[-1].caption
+
+
+def test_pictures_are_not_said_to_be_chosen_by_a_confidence_that_is_not_there(tmp_path: Path) -> None:
+    """As of FastCAR, whose scores are no probabilities."""
+    df = predictions(0.4)
+    run = write_run(tmp_path / "s", config(data__root=str(tmp_path / "data")), 0.4)
+    for i, path in enumerate(df["path"]):
+        picture(tmp_path / "data" / path, seed=i)
+    for some, said in ((df, True), (df.drop(columns=["make/confidence", "model/confidence"]), False)):
+        some.to_parquet(run / "predictions.parquet")
+        section = made(tmp_path / "s")
+        assert section.drawings[-1].name == "confusion_pictures"
+        assert ("confidence" in section.drawings[-1].caption) == said
+        assert all(("mean confidence %" in sheet.heads) == said for sheet in section.sheets)
 
 
 def test_without_the_data_a_sentence_says_so(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ def _tell(rows: list[dict[str, Any]], predictor: Predictor, output: str | None) 
     """The sentences on stderr, and the exit status."""
     for name, interval in predictor.intervals.items():
         if name in predictor.network.tasks:
-            notice(sentence_of_interval(predictor.network.tasks[name], interval))
+            cut = predictor.network.decoder.margin is not None
+            notice(sentence_of_interval(predictor.network.tasks[name], interval, cut=cut))
     missing = [t for t in predictor.network.tasks.regression if t.name not in predictor.intervals]
     if missing and any(t.name in row.get("tasks", {}) for t in missing for row in rows):
         notice(

@@ -14,6 +14,8 @@ from mtlcar.listing.tables import number, print_table
 from mtlcar.tasks import Task, TaskSet
 
 Row = dict[str, Any]
+NOT_TASKS = ("file", "error", "unlike")
+"""Columns of the CSV that are no task's. A task that is called so gets `task/` before its name."""
 PERCENT = f"{100 * COVERAGE:.0f} %"
 
 
@@ -26,18 +28,17 @@ def as_csv(rows: Sequence[Row], tasks: TaskSet, top: int) -> str:
     """A header, and a line a picture. Columns: `file`; of a classification `<task>`, `<task>/probability` (or
     `<task>/score`) and, from the most probable on, `<task>/top1`, `<task>/top1/probability`, ...; of a value `<task>`,
     `<task>/unit`, `<task>/low` and `<task>/high`; what the label transform adds; `unlike/score`, `unlike/threshold`,
-    `unlike/flag`; `error`. What there is not is empty."""
+    `unlike/flag`; `error`. What there is not is empty. See `NOT_TASKS` for tasks with one of these names."""
     flat = [_flat(row) for row in rows]
     present = {name for row in flat for name in row}
     order = ["file"]
-    for task in tasks:
-        order += [task.name, *(f"{task.name}/{key}" for key in ("probability", "score", "unit", "low", "high"))]
-        order += [f"{task.name}/top{k}{end}" for k in range(1, top + 1) for end in ("", "/probability", "/score")]
-    order += sorted(name for name in present if name not in order and not name.startswith(("unlike/", "error")))
-    order += ["unlike/score", "unlike/threshold", "unlike/flag", "error"]
+    for name in map(_column, tasks.names):
+        order += [name, *(f"{name}/{key}" for key in ("probability", "score", "unit", "low", "high"))]
+        order += [f"{name}/top{k}{end}" for k in range(1, top + 1) for end in ("", "/probability", "/score")]
+    last = ["unlike/score", "unlike/threshold", "unlike/flag", "error"]
+    order += [*sorted(present - {*order, *last}), *last]
     text = io.StringIO()
-    always = ("file", "unlike/score", "unlike/threshold", "unlike/flag", "error")
-    names = [name for name in order if name in present or name in always]
+    names = [name for name in order if name in present or name in ("file", *last)]
     writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(flat)
@@ -48,7 +49,8 @@ def _flat(row: Row) -> Row:
     found: Row = {"file": row["file"]}
     if "error" in row:
         return {**found, "error": row["error"]}
-    for name, said in row["tasks"].items():
+    for task, said in row["tasks"].items():
+        name = _column(task)
         found[name] = said["value"] if "value" in said else said["class"]
         found |= {f"{name}/{key}": said[key] for key in ("probability", "score", "unit") if key in said}
         for k, best in enumerate(said.get("top", ()), start=1):
@@ -60,6 +62,10 @@ def _flat(row: Row) -> Row:
     if row["unlike"] is not None:
         found |= {f"unlike/{key}": value for key, value in row["unlike"].items()}
     return found
+
+
+def _column(task: str) -> str:
+    return f"task/{task}" if task in NOT_TASKS else task
 
 
 def as_text(rows: Sequence[Row], tasks: TaskSet, top: int, width: int | None = None) -> str:
@@ -115,13 +121,18 @@ def _note(row: Row) -> str:
     return "unlike the training images" if (row["unlike"] or {}).get("flag") else ""
 
 
-def sentence_of_interval(task: Task, interval: Interval) -> str:
-    """What an interval is worth, for whoever reads it."""
+def sentence_of_interval(task: Task, interval: Interval, *, cut: bool = False) -> str:
+    """What an interval is worth, for whoever reads it.
+
+    Args:
+        cut: whether the test images were cut out along boxes, and so held the object alone.
+    """
     images = f"{interval.images} test images"
     groups = "" if interval.groups in (None, interval.images) else f" in {interval.groups} groups"
     if not (math.isfinite(interval.half) or interval.classes):
         return f"{task.name}: no {PERCENT} interval; {images}{groups} are too few to say."
     return (
         f"{task.name}: {PERCENT} intervals from the errors on {images}{groups}; they hold for pictures like those"
+        f"{', cut to the object' if cut else ''}"
         f"{' of a new group' if groups else ''}."
     )

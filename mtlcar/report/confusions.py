@@ -107,6 +107,7 @@ def _summary(comparison: Comparison, cell: Cell, of: Level, df: pd.DataFrame, pa
 
 def _sheet(kind: str, where: str, of: Level, cells: list[tuple[Cell, pd.DataFrame, pd.DataFrame]]) -> Sheet:
     several = len(cells) > 1
+    sure = any(df["confidence"].notna().any() for _, df, _ in cells)  # a FastCAR's scores are no probabilities
     rows: list[Row] = []
     records = []
     for cell, df, pairs in cells:
@@ -115,24 +116,29 @@ def _sheet(kind: str, where: str, of: Level, cells: list[tuple[Cell, pd.DataFram
             true, predicted = (of.classes[row[column]] for column in ("true", "predicted"))
             up, down = (of.parents[of.parent_of[row[c]]] if of.parent else "" for c in ("true", "predicted"))
             names = {"pairs": [true, predicted], "within": [true, predicted, up], "across": [true, up, predicted, down]}
-            sure = NONE if np.isnan(row["confidence"]) else f"{100 * row['confidence']:.0f}"
-            numbers = [
-                str(row["times"]),
-                str(row["of"]),
-                f"{100 * row['share']:.0f}",
-                sure,
-                f"{row['seeds']} of {seeds}",
-            ]
+            numbers = [str(row["times"]), str(row["of"]), f"{100 * row['share']:.0f}"]
+            if sure:
+                numbers.append(NONE if np.isnan(row["confidence"]) else f"{100 * row['confidence']:.0f}")
+            numbers.append(f"{row['seeds']} of {seeds}")
             rows.append([(text, False) for text in ([cell.label] if several else []) + names[kind] + numbers])
             record = {"cell": cell.label, "rank": rank, "true": true, "predicted": predicted}
             record |= {"true_parent": up, "predicted_parent": down} if of.parent else {}
-            records.append(record | {k: row[k] for k in ("times", "of", "share", "confidence", "seeds")})
+            kept = ("times", "of", "share", *(["confidence"] if sure else []), "seeds")
+            records.append(record | {k: row[k] for k in kept})
     heads = [f"true {of.name}", f"predicted {of.name}"]
     if kind == "within":
         heads.append(str(of.parent))
     if kind == "across":
         heads = [heads[0], f"true {of.parent}", heads[1], f"predicted {of.parent}"]
-    heads = [*(["cell"] if several else []), *heads, "times", "of", "share %", "mean confidence %", "seeds"]
+    heads = [
+        *(["cell"] if several else []),
+        *heads,
+        "times",
+        "of",
+        "share %",
+        *(["mean confidence %"] if sure else []),
+        "seeds",
+    ]
     note = (
         "times: how often a test image of the true class was given the predicted one, all seeds together; of: the test "
         "images of the true class, times the seeds; seeds: in how many of them."
@@ -176,11 +182,13 @@ def _add_pictures(
     if not any(example.image is not None for example in examples):
         made.paragraphs.append("The pictures of the test images are not where the runs read them, and none is shown.")
         return
+    sure = df["confidence"].notna().any()
     caption = (
-        f"{comparison.name}, {cell.label}: the most frequent confusions. Left of each pair, under its true class: of "
-        "the test images that were taken for the class on the right the one with the highest confidence; right, under "
-        "that class: a test image of it that was recognised with high confidence. Cut to its box and resized as the "
-        "network was shown it."
+        f"{comparison.name}, {cell.label}: the most frequent confusions. Left of each pair, under its true class: "
+        f"{'of the test images that were' if sure else 'a test image that was'} taken for the class on the right"
+        f"{' the one with the highest confidence' if sure else ''}; right, under that class: a test image of it that "
+        f"was recognised{' with high confidence' if sure else ''}. Cut to its box and resized as the network was shown "
+        "it."
     )
     if read.whole:
         caption = caption.replace("Cut to its box and resized", "Resized")
