@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -142,6 +143,26 @@ def test_a_number_beats_a_nan(tmp_path: Path) -> None:
     assert (best.value, best.epoch) == (0.3, 5)
 
 
+def test_what_an_epoch_has_no_value_of_does_not_keep_that_of_an_earlier_one(cache: Path) -> None:
+    """As the severity of mistakes in an epoch without any."""
+    cfg, built = parts(cache, "trainer.max_epochs=2")
+    name, compute, seen = "val/hierarchy/mistake_severity", built.module.val_metrics.compute, []
+
+    def without_mistakes_in_the_end() -> dict[str, float]:
+        found = {k: v for k, v in compute().items() if k != name}
+        return found if built.module.current_epoch else {**found, name: 2.0}
+
+    class Look(Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            found = trainer.callback_metrics
+            seen.append((name in found, "val/model/accuracy" in found, "train/loss" in found))
+
+    built.module.val_metrics.compute = without_mistakes_in_the_end  # type: ignore[method-assign]
+    make_trainer(cfg, [Look()], [], cache).fit(built.module, datamodule=built.data, weights_only=True)
+    assert [(severity, accuracy) for severity, accuracy, _ in seen] == [(True, True), (False, True)]
+    assert seen[1][2], "what training logged stays"
+
+
 def test_steps_are_taken(cache: Path) -> None:
     _, built = parts(cache, "trainer.limit_train_batches=2")
     before = {k: v.clone() for k, v in built.module.state_dict().items()}
@@ -209,6 +230,7 @@ def test_the_best_checkpoint_is_picked_by(cache: Path, overrides: tuple[str, ...
     ("overrides", "says"),
     [
         (("monitor=val/model/acuracy",), "Did you mean 'val/model/accuracy'"),
+        (("monitor=val/hierarchy/mistake_severity",), "Use monitor=val/hierarchy/distance"),
         (("architecture=single", "architecture.task=weight"), "No task 'weight'"),
         (("architecture=cascade", "data.levels=[make]"), "at least two tasks"),
         (("architecture=cascade", "architecture.feed=hidden"), "head=mlp"),

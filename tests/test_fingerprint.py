@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import open_dict
 
 from mtlcar.config import compose_config
 from mtlcar.runs.fingerprint import canonical, fingerprint
@@ -41,6 +42,22 @@ def test_what_can_change_a_result_changes_it(change: str) -> None:
 
 def test_content_of_the_data_counts_and_not_its_place() -> None:
     assert of(digests={"annotations": "4567"}) != of()
+
+
+ON = (("data.label_fraction={model:0.5}",), ("loss.matching=0.5",), ("loss.matching=0.5", "loss.matching_kind=kl"))
+
+
+def test_runs_from_before_a_key_are_those_where_it_is_off() -> None:
+    """Or nobody's old runs would be found again."""
+    cfg = compose_config(["threads=1"])
+    with open_dict(cfg):
+        del cfg.data.label_fraction, cfg.loss.matching, cfg.loss.matching_kind
+    off = ("data.label_fraction=null", "loss.matching=0", "loss.matching_kind=kl")
+    assert of() == of(*off) == fingerprint(cfg, D)
+
+
+def test_keys_that_are_on_tell_runs_apart() -> None:
+    assert len({of(), *(of(*words) for words in ON)}) == 4
 
 
 def test_it_is_the_same_whatever_the_hash_seed() -> None:

@@ -18,6 +18,7 @@ from mtlcar.data.missing_labels import thin_labels
 from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.runs.training import make_trainer
+from mtlcar.sweeps.cells import CellMaker
 from mtlcar.tasks import Task, TaskSet
 from tests.test_datamodule import make, write_images
 
@@ -243,3 +244,10 @@ def test_the_share_is_part_of_the_configuration_and_not_of_the_readers_options(c
 def test_a_wrong_task_is_named_when_the_data_is_loaded(cache: Path) -> None:
     with pytest.raises(UserError, match="no task 'class'; there are make, model"):
         build(config(cache, "data.label_fraction={class:0.1}"))
+
+
+def test_a_wrong_task_is_named_before_a_sweep_starts(cache: Path) -> None:
+    words = [*CARS, f"paths.cache={cache}", f"paths.runs={cache / 'runs'}"]
+    with pytest.raises(UserError, match="no task 'class'; there are make, model"):
+        CellMaker().make([*words, "data.label_fraction={class:0.1}"])
+    assert CellMaker().make([*words, "data.label_fraction={model:0.1}"]).tasks.names == ("make", "model")

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtlcar import cli_trained
 from mtlcar.errors import UserError
 from mtlcar.inference.images import picture_files
 from mtlcar.inference.intervals import COVERAGE, ENOUGH, Interval, half_width, read_intervals
@@ -26,6 +27,7 @@ from mtlcar.inference.predictor import Predictor
 from mtlcar.inference.table import as_csv
 from mtlcar.inference.unlike import FILE, read_reference, save
 from mtlcar.label_transforms.class_mean import ClassMean
+from mtlcar.metrics.decoding import DECODINGS
 from mtlcar.runs.evaluate import stored_config
 from mtlcar.runs.predictions import read_predictions
 from mtlcar.tasks import Task, TaskSet
@@ -251,6 +253,11 @@ def test_boxes_are_spoken_of_only_where_the_run_used_them(
     err = capsys.readouterr().err
     assert err.count("data.box_margin=0.05") == 1
     assert "they hold for pictures like those, cut to the object." in err
+
+
+def test_the_command_offers_the_decodings_that_there_are() -> None:
+    """It repeats them, because `mtlcar --help` should not wait for numpy."""
+    assert cli_trained.DECODINGS == DECODINGS
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

@@ -54,6 +54,22 @@ def only(folder: Path):
     return comparisons[0]
 
 
+def test_neither_severity_nor_minutes_have_a_best(tmp_path: Path) -> None:
+    """Each cell's severity is of its own mistakes, and minutes depend on what else the machine does."""
+    for i, name in enumerate(("parallel", "cascade")):
+        run = write_run(tmp_path / "s", config(name), 0.5 + 0.4 * i)
+        stored = json.loads((run / "metrics.json").read_text())
+        stored["timing"]["fit_seconds"] = 60.0 * (i + 1)
+        (run / "metrics.json").write_text(json.dumps(stored))
+    comparison = only(tmp_path)
+    bold = {h for row in rows(comparison) for h, (_, best) in zip(headings(comparison), row, strict=True) if best}
+    values = {h: {row[i][0].split()[0] for row in rows(comparison)} for i, h in enumerate(headings(comparison))}
+    for never in ("severity, levels", "fit, min"):
+        assert len(values[never]) == 2, "they differ, and one is less"
+        assert never not in bold
+    assert "model %" in bold
+
+
 def test_two_architectures_two_weights_two_seeds_are_four_rows_of_two(report: Path) -> None:
     table = pd.read_csv(report.parent / "table.csv")
     assert len(table) == 4

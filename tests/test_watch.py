@@ -16,6 +16,7 @@ from mtlcar.report.watch import keep_still, look, watch
 from mtlcar.runs.lock import run_lock
 from mtlcar.sweeps.outcomes import Journal, Outcome
 from mtlcar.sweeps.record import RecordedCell, make_record
+from tests.cli import mtlcar
 from tests.run_dirs import config, write_run
 
 
@@ -290,3 +291,19 @@ def test_no_time_and_no_folder_are_refused(tmp_path: Path, every: float) -> None
         Watched(tmp_path).run(every=every)
     with pytest.raises(UserError, match="no such folder"):
         Watched(tmp_path / "x").run()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--watch", "5", "--wandb"), "--watch and --wandb exclude each other"),
+        (("--watch", "0"), "--watch should be a number of seconds above 0. Found 0."),
+        (("--watch", "nan"), "--watch should be a number of seconds above 0. Found nan."),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused_before_anything_is_written(
+    tmp_path: Path, flags: tuple[str, ...], says: str
+) -> None:
+    finished(tmp_path / "s")
+    assert says in mtlcar("report", str(tmp_path / "s"), *flags, expect=2).stderr
+    assert not (tmp_path / "s" / "report").exists()
