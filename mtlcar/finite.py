@@ -1,14 +1,18 @@
 """A loss that stops being finite ends the run, and says when and where it happened."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+SHOWN = 8
+"""Image files that the message names."""
+
 
 class NonFiniteLossError(RuntimeError):
-    """A NaN or infinite loss; the message names step, tasks and images."""
+    """A NaN or infinite loss; the message names step, tasks and images. The job ends with exit status 1."""
 
 
 class FiniteState:
@@ -37,8 +41,9 @@ class FiniteState:
             ]
         self.index = torch.where(new, index, self.index)
 
-    def read(self, names: tuple[str, ...]) -> str | None:
-        """A sentence on the first bad step, or None; the one place that waits for the device."""
+    def read(self, names: tuple[str, ...], paths: Sequence[str] = ()) -> str | None:
+        """A sentence on the first bad step, or None; the one place that waits for the device. `paths`: image files of
+        all rows, for the batch's names."""
         if self.step is None or self.bad is None or self.index is None:
             return None
         step = int(self.step)
@@ -47,7 +52,10 @@ class FiniteState:
         tasks = ", ".join(n for n, b in zip(names, self.bad.tolist(), strict=True) if b)
         rows = [row for row in self.index.tolist() if row >= 0]
         shown = ", ".join(map(str, rows[:16])) + (", ..." if len(rows) > 16 else "")
-        return f"the loss of {tasks} was not finite at step {step} (rows of the batch: {shown})"
+        files = [paths[row] for row in rows[:SHOWN] if row < len(paths)]
+        more = f" and {len(rows) - len(files)} more" if len(rows) > len(files) else ""
+        images = f"; images: {', '.join(files)}{more}" if files else ""
+        return f"the loss of {tasks} was not finite at step {step} (rows of the batch: {shown}{images})"
 
 
 class StopOnNonFinite(Callback):
@@ -70,9 +78,11 @@ class StopOnNonFinite(Callback):
 
 def refuse_non_finite(trainer: Trainer, pl_module: Any) -> None:
     """Raises NonFiniteLossError, in all processes together, if a loss since the fit began was not finite."""
-    found = pl_module.finite.read(pl_module.architecture.tasks.names)
+    annotations = getattr(getattr(trainer, "datamodule", None), "annotations", None)
+    found = pl_module.finite.read(pl_module.architecture.tasks.names, getattr(annotations, "paths", ()))
     if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
         raise NonFiniteLossError(
             f"Training stopped: {found or 'a loss was not finite on another process'}. The last good checkpoint is "
-            "kept. Try a lower optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true."
+            "kept; going on from it does the same steps again. Look at the images, or begin another run with a lower "
+            "optimizer.lr, trainer.gradient_clip_val=1, or trainer.precision=32-true."
         )

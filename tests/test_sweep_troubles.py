@@ -20,13 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.errors import UserError
 from mtlcar.runs.interrupts import SIGNALS
+from mtlcar.runs.secrets import without_password
 from mtlcar.sweeps import cell_task, launch, outcomes, resume, summary_run, sweep
 from mtlcar.sweeps.cell_task import CellFailedError, CellTask
 from mtlcar.sweeps.closing import rerun
 from mtlcar.sweeps.optuna_study import study_name
 from mtlcar.sweeps.outcomes import Journal, Outcome
 from mtlcar.sweeps.progress import SweepProgress
-from mtlcar.sweeps.record import RecordedCell, SweepRecord, make_record, without_password
+from mtlcar.sweeps.record import RecordedCell, SweepRecord, make_record
 from mtlcar.sweeps.resume import give_again, one, parts_of
 from mtlcar.sweeps.stopping import Stop
 from mtlcar.sweeps.sweep import Planned, carry_out, ended_as

@@ -4,14 +4,13 @@ import pickle
 from collections.abc import Mapping
 from functools import singledispatch
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtlcar.errors import UserError
+from mtlcar.runs.torch_files import UnreadableError, read_torch, tensors
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -23,17 +22,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     where = f"backbone.weights={path}"
     if not path.is_file():
         raise UserError(f"{where}: no such file. Give a safetensors or state_dict file, or leave it null.")
-    state: Any
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        state = read_torch(path)
+    except UnreadableError as error:
+        pickled = isinstance(error.__cause__, pickle.UnpicklingError)
         raise UserError(
-            f"{where} is not a plain state_dict: it holds objects other than tensors (or is damaged), which could run "
-            "code when loaded. Save `model.state_dict()` alone, or use safetensors."
+            f"{where} {error}. "
+            + (
+                "It is no plain state_dict: it holds objects other than tensors (or is damaged), which could run code "
+                "when loaded. Save `model.state_dict()` alone, or use safetensors."
+                if pickled
+                else "It is damaged or neither safetensors nor a torch file; download or save it again."
+            )
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, MemoryError, OSError, ValueError, OverflowError) as error:
         raise UserError(
             f"{where} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
             "It is damaged or neither safetensors nor a torch file; download or save it again."
@@ -43,9 +47,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             if isinstance(state.get(key), Mapping):
                 state = state[key]
                 break
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{where} should hold a state_dict: names and tensors. Found {type(state).__name__}.")
-    return dict(state)
+    try:
+        return tensors(state)
+    except UnreadableError as error:
+        raise UserError(f"{where} {error}. Save `model.state_dict()` alone, or use safetensors.") from error
 
 
 @singledispatch

@@ -19,6 +19,7 @@ from mtlcar.listing.finding import find_run
 from mtlcar.runs.checkpoint_files import load_weights
 from mtlcar.runs.evaluate import stored_config
 from mtlcar.runs.training import quiet_lightning
+from mtlcar.runs.trust import EVALUATED, refuse_foreign
 
 
 @dataclass
@@ -72,10 +73,11 @@ def open_run(run: str) -> Opened:
     """The run that a user means (`find_run`).
 
     Raises:
-        UserError: as `mtlcar evaluate`: no such run, no checkpoint or another's, its data is missing.
+        UserError: as `mtlcar evaluate`: no such run, no checkpoint or another's, its data is missing, foreign code.
     """
     run_dir = find_run(run).directory
     cfg = without_weights(stored_config(run_dir, []))  # the checkpoint has them
+    refuse_foreign(cfg, run_dir, EVALUATED)
     cfg.trainer.update({"devices": 1, "strategy": "auto"})
     if "placement" in cfg.data:  # each image is read once, and another run may be training there
         cfg.data.placement = "mmap"
@@ -87,7 +89,7 @@ def open_run(run: str) -> Opened:
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     parts = build(cfg)
-    load_weights(parts.module, checkpoint)
+    load_weights(parts.module, checkpoint, cfg)
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
     parts.module.to(device)
     parts.data.device = device

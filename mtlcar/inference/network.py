@@ -1,8 +1,6 @@
 """A trained network on its own: without the data it was trained on, a trainer, or what weighted its losses."""
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from mtlcar.architectures.base import Architecture
@@ -27,6 +24,7 @@ from mtlcar.metrics.decoding import decode_levels
 from mtlcar.metrics.hierarchy import imply
 from mtlcar.metrics.scored_levels import scored_levels
 from mtlcar.runs.checkpoint_files import load_weights
+from mtlcar.runs.trust import refuse_foreign
 from mtlcar.symmetries import averaged
 from mtlcar.tasks import TaskSet
 
@@ -179,34 +177,6 @@ class TrainedNetwork:
 
 PARTS = ("backbone", "architecture", "head", "loss", "label_transform")
 """What is built of a run's configuration to predict with."""
-TRUST = "MTLCAR_TRUST_CONFIG"
-
-
-def refuse_foreign(cfg: DictConfig) -> None:
-    """UserError where a run's configuration would call code that is not mtlcar's: run directories are passed on, and
-    to look at one must not run what its maker wrote. With `MTLCAR_TRUST_CONFIG=1` in the environment it is called."""
-    if os.environ.get(TRUST) == "1":
-        return
-    wanted = [str(target) for part in PARTS for target in _targets(cfg[part])]
-    for target in wanted:
-        owner = None
-        with contextlib.suppress(Exception):  # what there is not cannot be called either
-            owner = getattr(get_object(target), "__module__", None) if target.startswith("mtlcar.") else None
-        if not str(owner).startswith("mtlcar."):
-            raise UserError(
-                f"The run's config.yaml names {target}, which is no part of mtlcar. If it is yours, or you trust "
-                f"whoever made the run, set {TRUST}=1."
-            )
-
-
-def _targets(node: Any) -> Iterator[Any]:
-    """Every `_target_` at or below a node."""
-    if OmegaConf.is_dict(node):
-        for key in node:
-            yield from [node[key]] if key == "_target_" else _targets(node[key])
-    elif OmegaConf.is_list(node):
-        for item in node:
-            yield from _targets(item)
 
 
 def load_network(run_dir: Path, cfg: DictConfig, device: torch.device | str = "cpu") -> TrainedNetwork:
@@ -227,11 +197,11 @@ def load_network(run_dir: Path, cfg: DictConfig, device: torch.device | str = "c
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}). `mtlcar train` writes it again.") from error
     cfg = without_weights(cfg)
-    refuse_foreign(cfg)
+    refuse_foreign(cfg, run_dir, PARTS)
     label_transform = make(cfg.label_transform, tasks=tasks)
     architecture = build_architecture(cfg, label_transform.encoded_tasks(tasks))
     losses = make(cfg.loss, tasks=architecture.tasks)
-    load_weights(_Parts(architecture, losses, label_transform), run_dir / "checkpoints" / "best.ckpt")
+    load_weights(_Parts(architecture, losses, label_transform), run_dir / "checkpoints" / "best.ckpt", cfg)
     augment = make_augment({})
     augment.set_normalization(architecture.backbone.mean, architecture.backbone.std)
     network = TrainedNetwork(

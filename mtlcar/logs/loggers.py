@@ -18,6 +18,7 @@ from mtlcar.logs.tensorboard_sink import TensorBoardSink
 from mtlcar.logs.wandb_mode import choose_mode
 from mtlcar.logs.wandb_sink import TAG_LIMIT, WandbSink, shorten
 from mtlcar.runs.ranks import is_main_process
+from mtlcar.runs.secrets import masked
 
 FILES: dict[str, Callable[[Path], Sink]] = {"csv": CsvSink, "tensorboard": TensorBoardSink}
 
@@ -64,7 +65,8 @@ def wandb_logger(
         run_name: shown name; shortened to what W&B takes.
         run_id: known beforehand, so that a resumed job goes on in the same W&B run.
         group: the sweep.
-        config: the composed configuration as nested plain containers. The yaml's own `tags` are read from its
+        config: the composed configuration as nested plain containers (W&B gets it without the passwords in its
+            URLs). The yaml's own `tags` are read from its
             `logger` node, because this call's `tags` (which they join) replace the yaml's in the partial.
         artifact: `best` uploads the best checkpoint when the run has finished.
         also: further places for the rows.
@@ -91,7 +93,7 @@ def wandb_logger(
             entity=entity,
             group=shorten(group),
             job_type=shorten(job_type),
-            config=dict(config),
+            config=masked(dict(config)),
             tags=list(dict.fromkeys(shorten(str(t), TAG_LIMIT) for t in (*tags, *own_tags) if str(t))),
             notes=notes,
         )

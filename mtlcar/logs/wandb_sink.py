@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,16 @@ class WandbSink:
             if exit_code > 128:
                 run.mark_preempting()
         finally:
+            began = time.monotonic()
             run.finish(exit_code=exit_code)
+            if self.mode == "online" and time.monotonic() - began >= FINISH_SECONDS:
+                log.warning(
+                    "W&B's server has not taken everything within %d seconds. All of it is in %s; upload it later with "
+                    "`wandb sync %s`.",
+                    FINISH_SECONDS,
+                    run.settings.sync_dir,
+                    run.settings.sync_dir,
+                )
 
 
 def gather_links(run_dir: Path, session: Path) -> None:

@@ -118,7 +118,13 @@ def collect(directories: Iterable[Path]) -> Found:
         if reason:
             found.left_out.append((f"{path.parent.name}/{path.name}", reason))
     if not found.runs:
-        unfinished = f" {len(found.left_out)} runs there are not finished." if found.left_out else ""
+        unfinished = ""
+        if found.left_out:
+            name, reason = found.left_out[0]
+            unfinished = (
+                f" {len(found.left_out)} runs there are not finished (the first, {name}: {reason}); `mtlcar resume "
+                "DIR` goes on with what was begun."
+            )
         raise UserError(
             f"No finished run below {', '.join(str(d) for d in wanted)}.{unfinished}\n"
             "Looked for folders with config.yaml, metrics.json and DONE, as `mtlcar train` writes them to "

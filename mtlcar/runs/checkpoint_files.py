@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,12 @@ from typing import Any
 import torch
 
 from mtlcar.errors import UserError
+from mtlcar.runs.config_differences import config_in, differences, network_config
+from mtlcar.runs.torch_files import UnreadableError, read_torch, tensors
 
 NEWEST_FIRST = ("last.ckpt", "previous.ckpt", "best.ckpt")
+OWN = {"finished": bool, "rows": int, "random": list, "step": int, "run": str}
+"""What the state of `Checkpoints` has to hold for a run to go on from it."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +80,21 @@ def read_point(path: Path) -> tuple[ResumePoint | None, str]:
     if not path.exists():
         return None, "is gone"
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            return None, "is damaged"
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = read_torch(path, whole=True)
         callbacks = state["callbacks"]
         own = callbacks["Checkpoints"]
-        if not {"finished", "rows", "random", "step", "run"} <= set(own):
+        if not set(OWN) <= set(own):
             return None, "is of an earlier version, which could not go on"
+        if not all(isinstance(own[key], kind) for key, kind in OWN.items()) or min(own["rows"], own["step"] + 1) < 0:
+            return None, "is damaged"
         return ResumePoint(path, int(state["global_step"]), int(state["epoch"]), callbacks), ""
+    except UnreadableError as error:
+        return None, str(error)
     except (OSError, MemoryError) as error:
         raise UserError(
             f"{path} cannot be read now ({error}). Nothing was changed; give the same command again."
         ) from error
-    except Exception as error:  # a torn file fails in many ways, a malicious one is refused by weights_only
+    except Exception as error:  # any containers at all
         return None, f"cannot be read ({type(error).__name__})"
 
 
@@ -106,9 +109,12 @@ def second_name(file: Path, name: Path) -> None:
     temporary.replace(name)
 
 
-def load_weights(module: torch.nn.Module, path: Path) -> None:
+def load_weights(module: torch.nn.Module, path: Path, cfg: Any = None) -> None:
     """The module's state from a checkpoint of plain tensors, to predict with: how tasks were weighted in training says
     nothing about that and is left out.
+
+    Args:
+        cfg: the configuration that the module was built of, to say in what another one differs.
 
     Raises:
         UserError: no such file, not a checkpoint of plain tensors, or one of another configuration.
@@ -116,18 +122,27 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint. The run may not have finished its first epoch.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        content = read_torch(path)
+        state = tensors(content["state_dict"])
+    except UnreadableError as error:
+        raise UserError(f"{path} {error}: no checkpoint of plain tensors. Nothing in it was run.") from error
     except Exception as error:
         raise UserError(
             f"{path}: not a checkpoint of plain tensors ({type(error).__name__}). Nothing in it was run."
         ) from error
+    differing = differences(config_in(content), network_config(cfg)) if cfg is not None else []
     own, state = ({k: v for k, v in d.items() if not k.startswith("weighting.")} for d in (module.state_dict(), state))
     faults = {
         "missing from it": [k for k in own if k not in state],
         "not of this network": [k for k in state if k not in own],
         "of another shape": [k for k in state if k in own and state[k].shape != own[k].shape],
     }
-    if any(faults.values()):
-        said = "; ".join(f"{len(v)} {what} (first: {', '.join(v[:3])})" for what, v in faults.items() if v)
-        raise UserError(f"{path} is a checkpoint of another configuration. Parameters: {said}.")
+    if differing or any(faults.values()):
+        keys = "".join(f"\n  {line}" for line in differing)
+        found = "; ".join(f"{len(v)} {what} (first: {', '.join(v[:3])})" for what, v in faults.items() if v)
+        said = f" Parameters: {found}." if found else ""
+        raise UserError(
+            f"{path} is a checkpoint of another configuration than {path.parent.parent / 'config.yaml'}."
+            f"{keys or said}\nPut the run's own checkpoint back, or train it again."
+        )
     module.load_state_dict(state, strict=False)

@@ -58,6 +58,8 @@ class Checkpoints(Checkpoint):
         monitor, mode: the metric, `max` or `min`.
         every_minutes, every_steps: None: at the ends of epochs only.
         run: fingerprint of the run; a checkpoint of another one is refused.
+        config: what of the run's configuration says what its parameters mean (`network_config`), to say in what another
+            one differs.
         saved: called with step and epoch in the main process when a checkpoint is there.
     """
 
@@ -70,6 +72,7 @@ class Checkpoints(Checkpoint):
         every_minutes: float | None = None,
         every_steps: int | None = None,
         run: str = "",
+        config: dict[str, Any] | None = None,
         saved: Saved | None = None,
         interrupts: Interrupts = INTERRUPTS,
     ) -> None:
@@ -79,6 +82,7 @@ class Checkpoints(Checkpoint):
         self.every_seconds = math.inf if every_minutes is None else 60 * every_minutes
         self.every_steps = math.inf if every_steps is None else every_steps
         self.run = run
+        self.config = config or {}
         self.saved = saved
         self.interrupts = interrupts
         self.value = float("nan")
@@ -213,6 +217,7 @@ class Checkpoints(Checkpoint):
             "steps": self.steps,
             "finished": self.finished,
             "run": self.run,
+            "config": self.config,
             "rows": self.rows,
             "random": self._random,
         }

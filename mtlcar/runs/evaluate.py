@@ -14,6 +14,7 @@ from mtlcar.config import finish, groups, with_defaults
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.listing.finding import find_run
 from mtlcar.listing.stored import StoredRun
+from mtlcar.runs.trust import EVALUATED, load_config, refuse_foreign
 
 TESTED = (
     "data.root",
@@ -42,9 +43,10 @@ def stored_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     have their default, which is what the run was made with.
 
     Raises:
-        UserError: an override of anything else, which the checkpoint fixes or which would do nothing.
+        UserError: an override of anything else, which the checkpoint fixes or which would do nothing; or as
+            `load_config`.
     """
-    stored = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=False)
+    stored = OmegaConf.to_container(load_config(run_dir), resolve=False)
     assert isinstance(stored, dict)
     cfg = OmegaConf.create(with_defaults({str(k): v for k, v in stored.items()}))
     OmegaConf.set_struct(cfg, True)
@@ -113,6 +115,7 @@ def evaluate(run: str, overrides: Sequence[str], *, as_json: bool = False) -> in
     stored = find_run(run)
     run_dir = stored.directory
     cfg = stored_config(run_dir, overrides)
+    refuse_foreign(cfg, run_dir, EVALUATED)
     cfg = without_weights(cfg)  # the checkpoint has them
     cfg.trainer.update({"devices": 1, "strategy": "auto"})
     if "placement" in cfg.data:  # each test image is read once, and another run may be training there

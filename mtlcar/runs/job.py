@@ -5,7 +5,8 @@ can run the same command. A run that was stopped or killed goes on from its newe
 
 `--await` in place of the directory waits for it on stdin (`awaited`).
 
-Exit status: 0 finished, 2 the user can repair it, 1 anything else, 75 another process works in this run directory,
+Exit status: 0 finished, 2 the user can repair it, 1 anything else (a loss that is not finite, a disk or a memory that
+is full; what was saved stays, and the same command goes on from it), 75 another process works in this run directory,
 128 + signal stopped (130 Ctrl-C, 143 SIGTERM).
 """
 
@@ -20,7 +21,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mtlcar.errors import UserError
 from mtlcar.runs.files import clear_leftovers
@@ -30,6 +31,7 @@ from mtlcar.runs.lock import Busy, run_lock
 from mtlcar.runs.output import lasting_output
 from mtlcar.runs.ranks import is_main_process, started_by_lightning
 from mtlcar.runs.status import Status
+from mtlcar.runs.trust import TRUSTED, load_config, refuse_code, refuse_foreign
 
 log = logging.getLogger("mtlcar")
 BUSY = 75  # EX_TEMPFAIL of sysexits.h
@@ -37,13 +39,14 @@ LAST_WORDS = 60.0
 """Seconds that the first process of a job has to write why it ended, when another one failed."""
 
 
-def main(run_dir: Path, *, show_traceback: bool = False) -> int:
+def main(run_dir: Path, *, show_traceback: bool = False, trusted: bool = False) -> int:
+    """`trusted`: the configuration was typed by whoever started this, so it may call any code."""
     if not (run_dir / "config.yaml").is_file():
         print(f"mtlcar: error: {run_dir} is no run directory (no config.yaml in it).", file=sys.stderr)
         return 2
     try:
         begin()
-        with prepared(run_dir) as cfg:
+        with prepared(run_dir, trusted=trusted) as cfg:
             if is_main_process() and (run_dir / "DONE").is_file():  # another process finished it meanwhile
                 log.info("finished already: %s", run_dir)
                 return 0
@@ -82,15 +85,21 @@ def begin() -> None:
 
 
 @contextlib.contextmanager
-def prepared(run_dir: Path) -> Iterator[DictConfig]:
-    """The run's configuration, while the directory and its log are this process's."""
+def prepared(run_dir: Path, *, trusted: bool = False) -> Iterator[DictConfig]:
+    """The run's configuration, while the directory and its log are this process's.
+
+    Raises:
+        UserError: it would call code from outside (`mtlcar.runs.trust`) and is not `trusted`.
+    """
     with contextlib.ExitStack() as held:
         held.enter_context(run_lock(run_dir))
         if is_main_process():
             clear_leftovers(run_dir)
-        cfg = OmegaConf.load(run_dir / "config.yaml")
-        assert isinstance(cfg, DictConfig)
-        to_file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+        cfg = load_config(run_dir)
+        if not trusted:
+            refuse_foreign(cfg, run_dir)
+        refuse_code(cfg, run_dir)
+        to_file = LogFile(run_dir / "train.log", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         logging.getLogger().addHandler(to_file)
         logging.getLogger("mtlcar").setLevel(logging.DEBUG)
@@ -117,6 +126,13 @@ def life(run_dir: Path, cfg: DictConfig) -> None:
         status.end("failed", f"{type(error).__name__}: {words[0] if words else ''}")
         raise
     status.end("finished")
+
+
+class LogFile(logging.FileHandler):
+    """A disk that is full costs lines of the log, and nobody a traceback for each of them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Nothing: what else the run writes says that the disk is full."""
 
 
 def console_handler() -> logging.Handler:
@@ -151,7 +167,7 @@ def start(words: list[str]) -> int:
             return stop.status
         if not words:
             return 0
-    return main(Path(words[0]), show_traceback="--traceback" in words[1:])
+    return main(Path(words[0]), show_traceback="--traceback" in words[1:], trusted=TRUSTED in words[1:])
 
 
 def awaited() -> list[str]:

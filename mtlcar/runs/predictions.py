@@ -138,13 +138,15 @@ def read_predictions(path: Path) -> "tuple[pd.DataFrame, TaskSet]":
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"No predictions at {path}: the run has not been tested yet. `mtlcar evaluate` does that.")
+        raise UserError(
+            f"No predictions at {path}: the run has not been tested yet. `mtlcar resume` goes on to the test."
+        )
     try:
         table = pq.read_table(path)
         tasks = TaskSet.from_dict(json.loads((table.schema.metadata or {})[TASKS_KEY]))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(
             f"{path} is no predictions file of mtlcar, or it is damaged ({error}). "
-            "Expected Parquet with the task set in its metadata; `mtlcar evaluate` writes it again."
+            "Expected Parquet with the task set in its metadata. Remove it and DONE; `mtlcar resume` writes them again."
         ) from error
     return table.to_pandas(ignore_metadata=True), tasks

@@ -20,6 +20,7 @@ from mtlcar.machine import device_name
 from mtlcar.runs.checkpoint_files import load_weights
 from mtlcar.runs.checkpoints import Checkpoints
 from mtlcar.runs.files import read_json, write_json
+from mtlcar.runs.no_memory import explained
 from mtlcar.runs.predictions import PredictionCollector, read_predictions, write_predictions
 from mtlcar.runs.timing import Timing
 from mtlcar.runs.training import make_trainer
@@ -46,10 +47,11 @@ def score(
     cfg: DictConfig, parts: Parts, checkpoint: Path
 ) -> tuple[dict[str, float], PredictionCollector, dict[str, Any]]:
     """Metrics of the test images by the checkpoint's weights, the predictions, and tables per class."""
-    load_weights(parts.module, checkpoint)
+    load_weights(parts.module, checkpoint, cfg)
     collector = PredictionCollector(parts.data.tasks)
     trainer = make_trainer(cfg, [CollectPredictions(collector)], [], checkpoint.parent)
-    values = trainer.test(parts.module, datamodule=parts.data, verbose=False, weights_only=True)[0]
+    with explained(cfg, training=False):
+        values = trainer.test(parts.module, datamodule=parts.data, verbose=False, weights_only=True)[0]
     return dict(values), collector, parts.module.test_tables
 
 

@@ -14,6 +14,7 @@ from mtlcar.checks.parts import check_parts
 from mtlcar.errors import UserError
 from mtlcar.logs.loggers import finish, update_config
 from mtlcar.runs.checkpoint_files import resume_point
+from mtlcar.runs.config_differences import config_in, differences, network_config
 from mtlcar.runs.files import read_json, write_text
 from mtlcar.runs.fingerprint import as_given, fingerprint, refuse_other_content
 from mtlcar.runs.history import log_row
@@ -45,9 +46,11 @@ def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
     mark = fingerprint(as_given(cfg), read_json(run_dir / "digests.json"))
     point, passed_over = resume_point(run_dir / "checkpoints", repair=is_main_process())
     if point is not None and point.own["run"] != mark:
+        keys = differences(config_in({"callbacks": point.callbacks}), network_config(cfg))
         raise UserError(
             f"{point.path} is of another configuration or version of mtlcar (run {point.own['run']}, this is {mark}). "
-            f"Train it as a new run, or remove {point.path.parent} to begin this one again."
+            + "".join(f"\n  {line}" for line in keys)
+            + f"\nTrain it as a new run, or remove {point.path.parent} to begin this one again."
         )
     for words in passed_over:
         log.warning("%s.", words)
@@ -71,6 +74,8 @@ def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
         if status is not None and point is not None:
             status.write(resumed_step=point.step, step=point.step, epoch=point.epoch)
             log.info("going on after step %d (epoch %d) from %s", point.step, point.epoch + 1, point.path.name)
+        if status is not None and status.earlier_error:
+            log.warning("The session before this one failed: %s", status.earlier_error)
         saved, further = (None, []) if status is None else (status.saved, [FirstStep(status.stepped)])
         timing, checkpoints = fit(cfg, parts, run_dir, loggers, point, run=mark, saved=saved, further=further)
         timing.search_seconds = searched

@@ -27,6 +27,11 @@ class Status:
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / NAME
         self._began = time.monotonic()
+        earlier = read_status(run_dir)
+        said = earlier.get("error") if earlier.get("state") == "failed" else None
+        self.earlier_error = None if said is None else str(said)
+        """Why the session before failed, one line; None: it did not."""
+        sessions = earlier.get("sessions")
         self.values: dict[str, Any] = {
             "state": "running",
             "started": now(),
@@ -35,7 +40,7 @@ class Status:
             "first_step": None,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "sessions": int(read_status(run_dir).get("sessions", 0)) + 1,
+            "sessions": (sessions if isinstance(sessions, int) else 0) + 1,
             "resumed_step": None,
             "step": 0,
             "epoch": 0,

@@ -19,8 +19,10 @@ from mtlcar.errors import UserError
 from mtlcar.finite import StopOnNonFinite
 from mtlcar.runs.checkpoint_files import ResumePoint
 from mtlcar.runs.checkpoints import Checkpoints, Saved, WholeFiles
+from mtlcar.runs.config_differences import network_config
 from mtlcar.runs.history import History
 from mtlcar.runs.interrupts import INTERRUPTS
+from mtlcar.runs.no_memory import explained
 from mtlcar.runs.progress import progress
 from mtlcar.runs.timing import Timing
 
@@ -107,6 +109,7 @@ def fit(
         every_minutes=every.get("every_minutes"),
         every_steps=every.get("every_steps"),
         run=run,
+        config=network_config(cfg),
         saved=saved,
     )
     if point is not None and point.finished:
@@ -135,7 +138,7 @@ def fit(
             parts.module.weighting.name,
             cfg.trainer.accumulate_grad_batches,
         )
-    with INTERRUPTS.deferred():
+    with INTERRUPTS.deferred(), explained(cfg):
         trainer.fit(
             parts.module, datamodule=parts.data, ckpt_path=None if point is None else point.path, weights_only=True
         )

@@ -31,9 +31,10 @@ TELLS = {128 + number for number in SIGNALS}
 Started = Callable[[Outcome], None]
 
 
-def job_command(directory: Path, *, show_traceback: bool = False) -> list[str]:
+def job_command(directory: Path, *, show_traceback: bool = False, trusted: bool = False) -> list[str]:
     """What is started for one run. It reads the directory's config.yaml and goes on with what is there."""
-    return [sys.executable, "-m", "mtlcar.runs.job", *job_words(directory, show_traceback=show_traceback)]
+    words = job_words(directory, show_traceback=show_traceback, trusted=trusted)
+    return [sys.executable, "-m", "mtlcar.runs.job", *words]
 
 
 def run_cell(
@@ -53,7 +54,8 @@ def run_cell(
     if mine is None:
         return replace_state(blank, "skipped")
     print(f"{directory}  ({' '.join(cell.overrides) or 'defaults'})", flush=True)
-    outcome = run_directory(blank, stop, show_traceback=show_traceback, started=started)
+    # `claim` has just written config.yaml from what was typed, so its job may call what that names.
+    outcome = run_directory(blank, stop, show_traceback=show_traceback, started=started, trusted=True)
     if outcome.exit == 2 and mine:
         remove_unbegun(directory)
     return outcome
@@ -111,13 +113,19 @@ def remove_unbegun(directory: Path) -> None:
 
 
 def run_directory(
-    blank: Outcome, stop: Stop, *, show_traceback: bool = False, started: Started = lambda outcome: None
+    blank: Outcome,
+    stop: Stop,
+    *,
+    show_traceback: bool = False,
+    started: Started = lambda outcome: None,
+    trusted: bool = False,
 ) -> Outcome:
-    """The job of a written run directory, and what became of it."""
+    """The job of a written run directory, and what became of it. `trusted`: see `mtlcar.runs.trust`."""
     directory, began = Path(blank.directory), time.monotonic()
     started(blank)
-    job = SPARE.take(job_words(directory, show_traceback=show_traceback)) or subprocess.Popen(
-        job_command(directory, show_traceback=show_traceback),
+    words = job_words(directory, show_traceback=show_traceback, trusted=trusted)
+    job = SPARE.take(words) or subprocess.Popen(
+        job_command(directory, show_traceback=show_traceback, trusted=trusted),
         env=job_environment(),
         stdin=subprocess.DEVNULL,
         process_group=0,  # a terminal's Ctrl-C reaches us alone, and we hand it on: once, under every launcher

@@ -14,9 +14,9 @@ from mtlcar.errors import UserError
 from mtlcar.listing.flat import outside_fingerprint
 from mtlcar.listing.tables import number
 from mtlcar.runs.lock import run_lock
+from mtlcar.runs.secrets import without_password
 from mtlcar.sweeps.cell_task import MAKER
 from mtlcar.sweeps.launcher import quoted
-from mtlcar.sweeps.record import without_password
 
 PLUGIN = {"n_jobs": 2, "max_failure_rate": 0.0}
 """What the plugin's configuration says where nobody chose."""

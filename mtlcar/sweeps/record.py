@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from mtlcar.errors import UserError
 from mtlcar.runs.files import read_json, write_json
+from mtlcar.runs.secrets import without_password
 from mtlcar.sweeps.outcomes import entries
 
 SCHEMA = 1
@@ -32,7 +32,7 @@ class SweepRecord:
 
     Attributes:
         folder: the sweep directory that the overrides lead to. The file may be elsewhere by now.
-        overrides: as typed.
+        overrides: as typed, but for passwords in URLs, which are `***`.
         cwd: from where relative paths in them count.
         threads: what `threads: null` meant on the machine of its first call.
         cells: empty for a sweeper that chooses them as it goes; `fingerprints` knows them all.
@@ -68,8 +68,9 @@ def make_record(
     overrides: Sequence[str], folder: Path, cells: Sequence[RecordedCell], threads: int | None
 ) -> SweepRecord:
     """Of a command given now and here."""
+    overrides = tuple(without_password(text) for text in overrides)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    return SweepRecord(str(folder), tuple(overrides), os.getcwd(), threads, tuple(cells), now, now)  # noqa: PTH109
+    return SweepRecord(str(folder), overrides, os.getcwd(), threads, tuple(cells), now, now)  # noqa: PTH109
 
 
 def read_record(path: Path) -> SweepRecord:
@@ -78,16 +79,16 @@ def read_record(path: Path) -> SweepRecord:
         found = read_json(path)
         cells = tuple(RecordedCell(c["fingerprint"], tuple(c["overrides"]), c["name"]) for c in found["cells"])
         known = {key: value for key, value in found.items() if key in SweepRecord.__dataclass_fields__}
+        words = (*found["overrides"], *(o for cell in cells for o in cell.overrides), *(c.name for c in cells))
+        if not all(isinstance(word, str) for word in (*words, found["folder"], found["cwd"])):
+            raise TypeError("it holds a value that is no text")
+        if any(Path(cell.fingerprint).name != cell.fingerprint for cell in cells):
+            raise ValueError("a cell's fingerprint is a path")
         return SweepRecord(**{**known, "overrides": tuple(found["overrides"]), "cells": cells})
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of a sweep ({error}). Give its command again by hand.") from error
-
-
-def without_password(text: str) -> str:
-    """For what is printed: the storage of a study is a URL that may have one."""
-    return re.sub(r"(://[^:@/\s]*):[^@/\s]+@", r"\1:***@", text)
 
 
 def records(folder: Path) -> list[Path]:
@@ -100,4 +101,5 @@ def fingerprints(path: Path) -> set[str]:
     named = {cell.fingerprint for cell in read_record(path).cells}
     journal = path.with_suffix(".jsonl")
     told = entries(journal.read_bytes()) if journal.is_file() else []
-    return named | {str(entry["cell"]) for entry in told if "cell" in entry}
+    names = {str(entry["cell"]) for entry in told if "cell" in entry}
+    return named | {name for name in names if Path(name).name == name}  # a path would lead out of the sweep

@@ -7,19 +7,22 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from mtlcar.config import compose_config, finish, groups, parse
 from mtlcar.errors import UserError
 from mtlcar.runs.files import write_text
 from mtlcar.runs.fingerprint import WITHOUT
 from mtlcar.runs.lock import Busy, run_lock
+from mtlcar.runs.secrets import without_password
+from mtlcar.runs.trust import load_config, refuse_code, refuse_foreign
 from mtlcar.sweeps.cell_task import CellTask
 from mtlcar.sweeps.launch import train
 from mtlcar.sweeps.launcher import quoted
 from mtlcar.sweeps.one_run import run_directory
 from mtlcar.sweeps.outcomes import Journal, Outcome, is_done, overrides_in
-from mtlcar.sweeps.record import SweepRecord, fingerprints, read_record, records, without_password
+from mtlcar.sweeps.record import SweepRecord, fingerprints, read_record, records
+from mtlcar.sweeps.recorded_words import refuse_foreign_words, with_storage
 from mtlcar.sweeps.stopping import Stop
 from mtlcar.sweeps.sweep import Planned, carry_out, new_call, wrap_up
 
@@ -132,7 +135,12 @@ def not_below(recorded: Sequence[str], extra: Sequence[str]) -> list[str]:
 
 
 def give_again(record: SweepRecord, place: Path, extra: Sequence[str], show_traceback: bool) -> int:
-    """A recorded command, from where it was given."""
+    """A recorded command, from where it was given.
+
+    Raises:
+        UserError: it would call code from outside mtlcar (`refuse_foreign_words`), or lacks the password of a storage
+            (hydra.sweeper.storage=URL or MTLCAR_STORAGE brings it).
+    """
     cells = [place / cell.fingerprint for cell in record.cells]
     if cells and not several_folders(record) and all(map(is_done, cells)):  # needs neither data nor weights
         print(f"All {len(cells)} cells were finished before.")
@@ -147,7 +155,9 @@ def give_again(record: SweepRecord, place: Path, extra: Sequence[str], show_trac
             )
         print(f"{record.folder} has become {place}.")
         moved = [f"paths.runs={quoted(str(place.parent))}", f"sweep={quoted(place.name)}"]
-    overrides = [*not_below(record.overrides, extra), *moved, *extra]
+    refuse_foreign_words(record.overrides, place / f"{record.name}.json")
+    recorded = with_storage(not_below(record.overrides, extra), extra, os.environ.get("MTLCAR_STORAGE"))
+    overrides = [*recorded, *moved, *extra]
     print(f"mtlcar train -m {without_password(shlex.join(overrides))}", flush=True)
     with inside(record.cwd):
         return train(
@@ -215,10 +225,11 @@ def change(path: Path, overrides: Sequence[str]) -> None:
     """Overrides of a run's config.yaml; those of Hydra say nothing to a run alone.
 
     Raises:
-        UserError: a key that it has not.
+        UserError: a key that it has not, or code from outside (`mtlcar.runs.trust`).
     """
-    cfg, names = OmegaConf.load(path), groups()
-    assert isinstance(cfg, DictConfig)
+    cfg, names = load_config(path.parent), groups()
+    refuse_foreign(cfg, path.parent)
+    refuse_code(cfg, path.parent)
     for override in parse(overrides):
         key = override.key_or_group
         top, _, below = key.partition(".")

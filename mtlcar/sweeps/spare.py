@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtlcar.runs.trust import TRUSTED
 from mtlcar.sweeps.worker import GPUS, job_environment
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -113,6 +114,6 @@ SPARE = Spare()
 """The process's own."""
 
 
-def job_words(directory: Path, *, show_traceback: bool = False) -> list[str]:
-    """What a job is told."""
-    return [str(directory), *(["--traceback"] if show_traceback else [])]
+def job_words(directory: Path, *, show_traceback: bool = False, trusted: bool = False) -> list[str]:
+    """What a job is told. `trusted`: its configuration was typed here, and may call any code (`mtlcar.runs.trust`)."""
+    return [str(directory), *(["--traceback"] if show_traceback else []), *([TRUSTED] if trusted else [])]

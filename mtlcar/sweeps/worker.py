@@ -1,6 +1,8 @@
 """The environment of a launcher's workers, and of the job that one of them starts."""
 
+import contextlib
 import os
+import sys
 
 GPUS = "MTLCAR_SWEEP_GPUS"
 """The sweep's own CUDA_VISIBLE_DEVICES, for workers whose launcher hides all GPUs."""
@@ -23,6 +25,8 @@ def prepare_launcher(*, several: bool) -> None:
 def job_environment() -> dict[str, str]:
     """Of a job's process."""
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "MTLCAR_PARENT": str(os.getpid())}
+    if not here_is_imported():  # else `-m` would look in the current folder, perhaps a sweep that somebody passed on
+        env["PYTHONSAFEPATH"] = "1"
     if env.get("SUBMITIT_EXECUTOR") == "local" and GPUS in env:  # submitit hides all GPUs; the lease hands them out
         env["CUDA_VISIBLE_DEVICES"] = env[GPUS]
         if env[GPUS] == "all":
@@ -30,3 +34,10 @@ def job_environment() -> dict[str, str]:
     if env.get("SLURM_NTASKS") == "1":  # else Lightning takes it for srun's word that a run has one process
         del env["SLURM_NTASKS"]
     return env
+
+
+def here_is_imported() -> bool:
+    """Whether this process finds modules in the current folder, as `python -m mtlcar` and PYTHONPATH=. have it."""
+    with contextlib.suppress(OSError):  # the folder is gone
+        return not {"", os.getcwd()}.isdisjoint(sys.path)  # noqa: PTH109
+    return False
