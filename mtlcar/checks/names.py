@@ -30,6 +30,8 @@ class Fault(NamedTuple):
 
     words: str
     overrides: tuple[str, ...]
+    replaces: bool = False
+    """No fault: dictionaries with other keys than those that are there already, which they are to replace."""
 
 
 def faults_of_form(parsed: Sequence[Override]) -> list[Fault]:
@@ -87,8 +89,16 @@ def fault(error: Exception, overrides: Sequence[str]) -> Fault:
     found = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if found:
         key = found.group(1)
-        culprits = [o.input_line or "" for o in parsed if o.key_or_group == key]
-        return Fault(unknown_key(key, overrides), tuple(culprits))
+        same = [o for o in parsed if o.key_or_group == key]
+        lines = tuple(o.input_line or "" for o in same)
+        chosen, known = known_keys(overrides)
+        dictionaries = [o.value() for o in same if isinstance(o.value(), dict)]
+        if key in known and len(dictionaries) == len(same) > 0:
+            if _is_free(key, chosen):
+                return Fault("", lines, True)
+            inside = [f"{key}.{k}" for dictionary in dictionaries for k in dictionary]  # type: ignore[union-attr]
+            key = next((k for k in inside if k not in known), key)
+        return Fault(unknown_key(key, overrides), lines)
     first = [line for line in text.splitlines() if line.strip()][:3] or [type(error).__name__]
     return Fault(f"The configuration does not compose ({' '.join(overrides)}):\n" + "\n".join(first), ())
 
@@ -116,6 +126,12 @@ def unknown_key(key: str, overrides: Sequence[str]) -> str:
     if not close and inside is not None:
         said = f" {inside} is one value; give all of it, as in '{inside}={{a:1}}'."
     return f"There is no configuration key {key!r}.{said}\n`mtlcar train --cfg [overrides]` prints all keys."
+
+
+def _is_free(key: str, chosen: dict[str, str]) -> bool:
+    """Whether the key's yaml declares no keys below it."""
+    group, _, rest = key.partition(".")
+    return group in chosen and OmegaConf.select(_yaml(group, chosen[group]), rest) in (None, {})
 
 
 def _close(word: str, choices: Sequence[str], cutoff: float) -> list[str]:
