@@ -51,7 +51,7 @@ def faults_of_form(parsed: Sequence[Override]) -> list[Fault]:
             words = f"{text!r}: a leading ~ takes away what every run needs. Choose another value in its place."
         elif key in OURS:
             words = f"{text!r} would change nothing: mtlcar reads {OURS[key]} in its place."
-        elif key in choices and not override.is_sweep_override() and not isinstance(override.value(), str):
+        elif key in choices and not override.is_sweep_override() and not isinstance(override.value(), str | dict):
             words = f"{text!r}: {key} takes the name of one choice. Choices: {', '.join(choices[key])}."
             if isinstance(override.value(), list):
                 words += f" Several are listed without brackets, in a sweep: mtlcar train -m {key}=a,b"

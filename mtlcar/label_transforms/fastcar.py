@@ -130,6 +130,12 @@ class FastCAR(AxisSearch):
         self._set(found, half if o["scale"] is None else o["scale"])
 
     def _set(self, found: Intervals, scale: float) -> None:
+        end = max(found.low.abs().max().item(), found.high.abs().max().item())
+        if not end <= torch.finfo(torch.float32).max / 2:
+            raise UserError(
+                f"label_transform=fastcar: with these labels the axis reaches to {end:.3g} {self.value.unit}".rstrip()
+                + f", which float32 cannot hold. Look for wrong values of {self.value.name}, or use another unit."
+            )
         reach = found.width / 2 / scale
         if not 1e-30 < reach < 1e30:
             raise UserError(
