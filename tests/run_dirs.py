@@ -28,7 +28,11 @@ CARS = TaskSet(
 
 def config(architecture: str = "parallel", seed: int = 0, **overrides: Any) -> dict[str, Any]:
     """A composed configuration; `overrides` are dotted keys with `__` for the dot."""
-    extra = {"cascade": {"feed": "logits", "combine": "concat"}, "parallel": {}, "single": {"task": None}}
+    extra: dict[str, dict[str, Any]] = {
+        "cascade": {"feed": "logits", "combine": "concat"},
+        "parallel": {},
+        "single": {"task": None},
+    }
     made: dict[str, Any] = {
         "data": {
             "_target_": "mtlcar.data.datamodule.MultiTaskData",

@@ -19,8 +19,8 @@ from mtlcar.cli import main
 from mtlcar.errors import UserError
 from mtlcar.runs.checkpoint_files import load_weights, read_point, resume_point
 from mtlcar.runs.config_differences import SHOWN, differences
-from mtlcar.runs.job import main as job
 from mtlcar.runs.torch_files import UnreadableError, read_torch
+from tests.jobs import finish, said
 from tests.trained import pictures, trained_run
 
 
@@ -93,12 +93,12 @@ def test_no_command_runs_what_a_run_directory_holds(
         make(mark, copy / name)
     for words in commands(copy, picture, tmp_path):
         status = main(words)
-        said = capsys.readouterr()
+        told = capsys.readouterr()
         assert not mark.exists(), words
-        assert "Traceback" not in said.err + said.out
+        assert "Traceback" not in told.err + told.out
         if words[0] in ("evaluate", "predict", "explain", "export", "diagnose"):
             assert status == 2, words
-            assert "Nothing in it was run" in said.err
+            assert "Nothing in it was run" in told.err
     assert resume_point(copy / "checkpoints")[0] is None
     assert not mark.exists()
     make(mark, tmp_path / "w.pth")
@@ -107,22 +107,22 @@ def test_no_command_runs_what_a_run_directory_holds(
     assert not mark.exists()
 
 
-def test_a_job_goes_past_malicious_checkpoints(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mark, text = tmp_path / "touched", (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("max_epochs: 30", "max_epochs: 1"))
+def stop_before_fitting() -> None:
+    from mtlcar.runs import run as running
+
+    def fit(cfg: Any, parts: Any, run_dir: Path, loggers: Any, point: Any, **_: Any) -> Any:
+        raise UserError(f"from {point}")
+
+    running.fit = fit  # type: ignore[assignment]
+
+
+def test_a_job_goes_past_malicious_checkpoints(copy: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "touched"
     (copy / "DONE").unlink()
     for name in ("best", "last", "previous"):
         zipped(mark, copy / "checkpoints" / f"{name}.ckpt")
-    from mtlcar.runs import run as running
-
-    with pytest.MonkeyPatch.context() as patch:
-
-        def fit(cfg: Any, parts: Any, run_dir: Path, loggers: Any, point: Any, **_: Any) -> Any:
-            raise UserError(f"from {point}")
-
-        patch.setattr(running, "fit", fit)
-        assert job(copy) == 2
-    assert "from None" in capsys.readouterr().err
+    assert finish(copy, stop_before_fitting) == 2
+    assert "from None" in said(copy)
     assert not mark.exists()
     assert (copy / "checkpoints" / "last.damaged").exists()
 

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.errors import UserError
-from mtlcar.runs.job import main as job
+from mtlcar.runs.job import prepared
 from mtlcar.runs.trust import TRUST, load_config, own_targets, refuse_code, refuse_foreign
 from mtlcar.sweeps.record import read_record
 from mtlcar.sweeps.recorded_words import refuse_foreign_words, with_storage
@@ -66,11 +66,12 @@ TOUCH = {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path
     ],
 )
 def test_a_job_calls_nothing_that_a_stored_configuration_names_from_outside(
-    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
+    written: Path, tmp_path: Path, key: str, value: Any
 ) -> None:
     run, mark = with_node(written, tmp_path / "run", key, value)
-    assert job(run) == 2
-    said = capsys.readouterr().err
+    with pytest.raises(UserError) as refused, prepared(run):
+        pytest.fail("it was opened")
+    said = str(refused.value)
     assert f"{key.split('.')[0]}." in said
     assert TRUST in said
     assert len(said.splitlines()) < 25

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
+
 from mtlcar.logs.ledger import read_rows
 from mtlcar.logs.wandb_files import ROW, read_history, run_files
 from tests.wandb_server import wandb_server
@@ -40,7 +42,12 @@ def test_a_server_that_goes_away_leaves_all_rows_on_the_disk_and_says_how_to_upl
     folder.mkdir()
     with wandb_server() as server:
         env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-        env |= {"HOME": str(tmp_path), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "f00dface" * 5}
+        env |= {
+            "HOME": str(tmp_path),
+            "MPLCONFIGDIR": matplotlib.get_configdir(),
+            "WANDB_BASE_URL": server.url,
+            "WANDB_API_KEY": "f00dface" * 5,
+        }
         with subprocess.Popen(
             [sys.executable, "-c", RUN, str(folder)], env=env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

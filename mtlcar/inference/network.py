@@ -194,7 +194,7 @@ def load_network(run_dir: Path, cfg: DictConfig, device: torch.device | str = "c
         tasks = TaskSet.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{file} is missing; a run writes it before its first step. Train it again.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}). `mtlcar train` writes it again.") from error
     cfg = without_weights(cfg)
     refuse_foreign(cfg, run_dir, PARTS)

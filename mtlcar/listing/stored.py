@@ -17,6 +17,7 @@ from mtlcar.config import with_defaults
 from mtlcar.errors import UserError
 from mtlcar.listing.life import run_state
 from mtlcar.metrics.direction import lower_is_better
+from mtlcar.runs.trust import refuse_unfolding
 from mtlcar.tasks import TaskSet
 
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
@@ -24,6 +25,10 @@ OURS = ("config.yaml", "overrides.txt", "tasks.json", "status.json", "metrics.js
 """What a run directory holds; a folder that is named as one and has some of it is one, even without config.yaml."""
 NEEDED = ("data", "architecture", "weighting", "trainer", "sweep")
 """Keys by which a config.yaml is known as a run's."""
+BLOCKS = ("best", "val", "test", "timing", "cost", "versions")
+"""The mappings in metrics.json; one that is missing or null is empty."""
+BAD_TASKS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, UserError)
+"""What `TaskSet.from_dict` raises for JSON that is no task set."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -82,7 +87,7 @@ class StoredRun:
         done = mapping(self.metrics, "timing").get("epochs")
         if isinstance(done, int):
             return done
-        with contextlib.suppress(IndexError, KeyError, TypeError, ValueError):
+        with contextlib.suppress(IndexError, KeyError, TypeError, ValueError, OverflowError):
             return int(float(self.history[-1]["epoch"])) + 1
         return None
 
@@ -104,8 +109,8 @@ class StoredRun:
     @property
     def best(self) -> float | None:
         """Best value of the monitored metric so far."""
-        if isinstance(value := mapping(self.metrics, "best").get("value"), int | float):
-            return float(value)
+        if (value := as_float(mapping(self.metrics, "best").get("value"))) is not None:
+            return value
         numbers = []
         for row in self.history:
             with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -127,7 +132,7 @@ class StoredRun:
         found = {f"{part}/{k}": v for part in ("val", "test") for k, v in mapping(self.metrics, part).items()}
         found["parameters"] = mapping(self.metrics, "cost").get("parameters")
         found["fit_seconds"] = mapping(self.metrics, "timing").get("fit_seconds")
-        return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
+        return {key: number for key, value in found.items() if (number := as_float(value)) is not None}
 
     @property
     def overrides(self) -> list[str]:
@@ -144,9 +149,16 @@ class StoredRun:
         """When it last gave a sign of life, seconds since 1970."""
         files = ("DONE",) if self.state == "finished" else ("history.csv", "train.log", "config.yaml")
         times = [(self.directory / name).stat().st_mtime for name in files if (self.directory / name).exists()]
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             times.append(datetime.datetime.fromisoformat(self.status.get("updated", "")).timestamp())
         return max(times, default=0.0)
+
+
+def as_float(value: Any) -> float | None:
+    """A number of JSON; None for anything else, and for whole numbers that no float has."""
+    with contextlib.suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) else None
+    return None
 
 
 def mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -157,10 +169,12 @@ def mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def read(path: Path) -> StoredRun | str | None:
     """One run; why it cannot be read; or None for somebody else's folder."""
     try:
-        config = yaml.load((path / "config.yaml").read_bytes(), LOADER)
+        content = (path / "config.yaml").read_bytes()
+        refuse_unfolding(content, path / "config.yaml")
+        config = yaml.load(content, LOADER)
     except FileNotFoundError:
         return "config.yaml is missing"
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, UserError, yaml.YAMLError) as error:
         return f"config.yaml: {_first_line(error)}" if _is_ours(path) else None
     if not isinstance(config, dict) or any(key not in config for key in NEEDED):
         return "config.yaml holds no run's configuration" if _is_ours(path) else None
@@ -174,9 +188,11 @@ def read(path: Path) -> StoredRun | str | None:
     made = None
     try:
         made = TaskSet.from_dict(tasks) if tasks else None
-    except (KeyError, TypeError, ValueError, UserError) as error:
+    except BAD_TASKS as error:
         problems.append(f"tasks.json: {_first_line(error)}")
-    digests = digests or metrics.get("digests") or {}
+    metrics |= {block: {} for block in BLOCKS if block in metrics and not isinstance(metrics[block], dict)}
+    digests = digests or dict(mapping(metrics, "digests"))
+    digests = {name: digest for name, digest in digests.items() if isinstance(digest, str)}
     return StoredRun(path, {**_defaults(), **config}, made, status, metrics, digests, state, problems)
 
 
@@ -196,7 +212,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name}: {_first_line(error)}")
         return {}
     if isinstance(found, dict):

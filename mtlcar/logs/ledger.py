@@ -38,7 +38,14 @@ def decode(line: bytes) -> Row | None:
         found = json.loads(line)
         metrics = {str(name): as_number(value) for name, value in found["metrics"].items()}
         return Row(int(found["row"]), int(found["step"]), metrics)
-    except (ValueError, TypeError, KeyError, AttributeError):  # a damaged line may be any JSON
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):  # a damaged line may be any JSON
         return None
 
 

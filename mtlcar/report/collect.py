@@ -14,10 +14,9 @@ import yaml
 from mtlcar.config import with_defaults
 from mtlcar.errors import UserError
 from mtlcar.listing.finding import all_run_directories
+from mtlcar.listing.stored import BAD_TASKS, BLOCKS, LOADER, as_float
+from mtlcar.runs.trust import refuse_unfolding
 from mtlcar.tasks import TaskSet
-
-BLOCKS = ("best", "val", "test", "timing", "cost", "versions")
-"""The mappings in metrics.json; one that is missing or null is empty."""
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Run:
     @property
     def test(self) -> dict[str, float]:
         """Test metrics, without the consistency of levels of which one is implied by another: it is 1 by definition."""
-        found = {k: float(v) for k, v in self.metrics.get("test", {}).items() if isinstance(v, int | float)}
+        found = {k: x for k, v in self.metrics.get("test", {}).items() if (x := as_float(v)) is not None}
         if self.implied:
             found.pop("hierarchy/consistency", None)
         return found
@@ -81,7 +80,7 @@ class Run:
             names = pq.read_schema(self.directory / "predictions.parquet").names
             kept = [n for n in names if not n.endswith("/scores")]
             found = pq.read_table(self.directory / "predictions.parquet", columns=kept).to_pandas()
-        except (OSError, pyarrow.ArrowException):
+        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
             return None
         lone = [n for n in found if n.endswith("/prediction") and f"{n.removesuffix('prediction')}target" not in found]
         return found.drop(columns=lone)  # without labels nothing can be said of them
@@ -139,15 +138,17 @@ def _read(path: Path, found: Found) -> str:
     if not done.is_file():
         return "not finished (no DONE)"
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        content = (path / "config.yaml").read_bytes()
+        refuse_unfolding(content, path / "config.yaml")
+        config = yaml.load(content, LOADER)
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         tasks = TaskSet.from_dict(json.loads((path / "tasks.json").read_text(encoding="utf-8")))
         if not isinstance(config, dict) or not isinstance(metrics, dict):
             return "config.yaml or metrics.json holds no mapping"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
-        return f"unreadable: {str(error).splitlines()[0]}"
+    except (OSError, RecursionError, yaml.YAMLError, *BAD_TASKS) as error:
+        return f"unreadable: {(str(error).splitlines() or [type(error).__name__])[0]}"
     for block in BLOCKS:
         metrics[block] = found_block if isinstance(found_block := metrics.get(block), dict) else {}
     if metrics.get("status") != "finished":

@@ -1,5 +1,6 @@
 """The rows of a run's log: one an epoch, which history.csv keeps, and single steps now and then."""
 
+import contextlib
 import csv
 import math
 import time
@@ -90,12 +91,12 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows: list[dict[str, Any]] = []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file, contextlib.suppress(csv.Error):
         for line in csv.DictReader(file):
             try:
                 numbers = {key: float(value) for key, value in line.items() if key and value not in ("", None)}
                 rows.append({**numbers, "epoch": int(numbers["epoch"]), "step": int(numbers["step"])})
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue
     return rows
 

@@ -182,7 +182,7 @@ def parsed(content: bytes | None) -> Holder | None:
         known = json.loads(content or b"")
         here = (known["host"], known["machine"]) == (socket.gethostname(), machine())
         return Holder(int(known["pid"]), str(known["host"]), str(known["started"]), sure=here)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -144,7 +144,16 @@ def read_predictions(path: Path) -> "tuple[pd.DataFrame, TaskSet]":
     try:
         table = pq.read_table(path)
         tasks = TaskSet.from_dict(json.loads((table.schema.metadata or {})[TASKS_KEY]))
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        UserError,
+    ) as error:
         raise UserError(
             f"{path} is no predictions file of mtlcar, or it is damaged ({error}). "
             "Expected Parquet with the task set in its metadata. Remove it and DONE; `mtlcar resume` writes them again."

@@ -80,6 +80,6 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     """What status.json says; empty where there is none or it is damaged."""
     try:
         values = read_json(run_dir / NAME)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

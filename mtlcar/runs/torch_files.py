@@ -28,11 +28,10 @@ def read_torch(path: Path, *, whole: bool = False) -> Any:
             anything but plain containers and tensors, which could run code.
         OSError, MemoryError: it cannot be read now.
     """
-    zipped = zipfile.is_zipfile(path)
     if not path.is_file():
         raise UnreadableError("is no file")
     try:
-        if zipped:
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size + SLACK:
                     raise UnreadableError("is compressed, so torch did not write it")

@@ -53,7 +53,7 @@ class Outcome:
         try:
             best = read_json(Path(self.directory) / "metrics.json")["best"]
             return replace(self, metric=str(best["monitor"]), value=float(best["value"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return self
 
 
@@ -99,9 +99,12 @@ class Journal:
             return []
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [
-            (str(entry.pop("event")), as_outcome(entry)) for entry in entries(whole) if entry.get("call") == self.call
-        ]
+        found = []
+        for entry in entries(whole):
+            if entry.get("call") == self.call:
+                with suppress(KeyError, TypeError):  # a line of another version, or not of ours
+                    found.append((str(entry["event"]), as_outcome(entry)))
+        return found
 
 
 def entries(content: bytes) -> list[dict[str, Any]]:
@@ -110,7 +113,7 @@ def entries(content: bytes) -> list[dict[str, Any]]:
     for line in content.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             found.append(entry)
@@ -126,5 +129,5 @@ def overrides_in(directory: Path) -> tuple[str, ...]:
     """overrides.txt of a run directory."""
     try:
         return tuple((directory / "overrides.txt").read_text(encoding="utf-8").split("\n")[:-1])
-    except OSError:
+    except (OSError, ValueError):
         return ()

@@ -87,7 +87,7 @@ def read_record(path: Path) -> SweepRecord:
         return SweepRecord(**{**known, "overrides": tuple(found["overrides"]), "cells": cells})
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no record of a sweep ({error}). Give its command again by hand.") from error
 
 
