@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import matplotlib
+import pytest
 
 from mtlcar.logs.ledger import read_rows
 from mtlcar.logs.wandb_files import ROW, read_history, run_files
@@ -37,6 +38,7 @@ log.finish(0)
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_leaves_all_rows_on_the_disk_and_says_how_to_upload_them(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
