@@ -1,8 +1,10 @@
 """A checkpoint, a weight file of torch and a safetensors file, of any bytes."""
 
+import atexit
 import contextlib
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +21,7 @@ MODULE = torch.nn.Linear(2, 2)
 FOLDER = Path(
     tempfile.mkdtemp(prefix=f"fuzz-checkpoint-{os.getpid()}-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 )
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
 def try_one(data: bytes) -> None:

@@ -1,5 +1,6 @@
 """One file of a run directory, of any bytes; the first byte says which. Then the commands that read runs."""
 
+import atexit
 import contextlib
 import io
 import os
@@ -25,6 +26,7 @@ NAMES = ("config.yaml", "status.json", "metrics.json", "tasks.json", "digests.js
          "overrides.txt", "train.log", "predictions.parquet", ".owner", "../sweep-01234567.json",
          "../sweep-01234567.jsonl")  # fmt: skip
 ROOT = Path(tempfile.mkdtemp(prefix=f"fuzz-run-{os.getpid()}-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
 RECORD = (
     b'{"folder": "/x", "overrides": ["seed=0,1"], "cwd": "/", "threads": 1, "cells": [{"fingerprint": "000000000000", '
     b'"overrides": ["seed=0"], "name": "a"}], "first_started": "x", "last_started": "y", "schema": 1}'
