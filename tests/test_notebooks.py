@@ -87,7 +87,14 @@ def test_sharing_notebook_finds_which_second_task_helps(tmp_path: Path, monkeypa
     gains = {kind: row["gain, points"] for kind, row in found.items()}
     assert gains["related"] > 5
     assert gains["shallow"] > 5, "it narrows the class down"
-    assert abs(gains["unrelated"]) < gains["related"]
+    assert abs(gains["unrelated"]) < 5
+    assert found["related"]["second task %"] > 60
+    assert found["unrelated"]["second task %"] < 30, "not learnt in this budget; chance is 12.5"
+    for kind in ("related", "shallow"):  # mostly narrowing down: told the superclass, little is left
+        alone, both = (found[kind][f"{who}, within its superclass %"] for who in ("alone", "with a second task"))
+        assert min(alone, both) > 60, "more is known of the class than its superclass; chance is 50"
+        assert both - alone == pytest.approx(found[kind]["gain within, points"])
+        assert both - alone < gains[kind] / 2
 
 
 @pytest.mark.notebook
