@@ -133,7 +133,11 @@ def _frame(comparison: Comparison, metric: str, cells: Sequence[Cell], pairs: Pa
 
 def _note(comparison: Comparison, metric: str, cells: Sequence[Cell], pairs: Pairs) -> str:
     total = len(cells) * (len(cells) - 1) // 2
-    parts = [f"Holm's correction is over all {len(pairs)} pairs of this table's cells; its CSV has each."]
+    parts = [
+        f"Holm's correction is over all {len(pairs)} pairs of this table's cells; its CSV has each."
+        if len(pairs) > 1
+        else "One pair alone needs no correction."
+    ]
     if total > len(pairs):
         parts.append(f"{total - len(pairs)} pairs have no common seed and image, or a prediction that is no number.")
     groups = sorted({pair.groups for pair in pairs.values() if pair.groups is not None})
