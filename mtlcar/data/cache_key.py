@@ -13,7 +13,9 @@ import PIL
 
 from mtlcar.data.annotations import Annotations
 from mtlcar.data.decode import DECODE_VERSION, ImageDecoder
+from mtlcar.data.file_bytes import regular_bytes
 from mtlcar.data.parallel import in_parallel
+from mtlcar.data.picture import MAX_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def cache_key(annotations: Annotations, decoder: ImageDecoder, cache_dir: Path) 
 
         def digest(i: int) -> None:
             try:
-                digests[i] = hashlib.sha256(files[i].read_bytes()).digest()
+                digests[i] = hashlib.sha256(regular_bytes(files[i], MAX_BYTES)).digest()
             except OSError:  # reported, with its reason, when it is decoded
                 digests[i] = b"missing"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from mtlcar.config import conf_dir
 from mtlcar.data.cache import ImageCache, decode_row
 from mtlcar.data.datamodule import MultiTaskData
 from mtlcar.data.parallel import in_parallel
+from mtlcar.data.picture import open_picture
 from mtlcar.data.sheet import contact_sheet
 from mtlcar.errors import UserError
 
@@ -68,8 +68,7 @@ def verify(node: DictConfig, cache_dir: Path) -> int:
     def check(row: int) -> None:
         if row in data.store.bad:
             return
-        with Image.open(data.annotations.file(row)) as image:
-            sizes[row] = image.size
+        sizes[row] = open_picture(data.annotations.file(row)).size
         image_now = decode_row(data.annotations, row, data.decoder)
         digest[row] = hashlib.sha256(image_now.tobytes()).digest()
         if cached is not None and not np.array_equal(image_now, cached[row]):

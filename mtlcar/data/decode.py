@@ -14,7 +14,7 @@ RESIZE = ("stretch", "pad", "crop")
 GAP = 2
 """A JPEG file is decoded smaller as long as this many times the pixels of the result remain along each side."""
 PAD_COLOUR = (128, 128, 128)
-DECODE_VERSION = 2
+DECODE_VERSION = 3
 """Raised whenever the same file would give other pixels; part of the cache's key."""
 
 

@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mtlcar.data.file_bytes import shown
 from mtlcar.errors import UserError
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Of the files that are taken from folders; a file that is named itself may have any."""
 
 
@@ -20,17 +21,19 @@ def picture_files(words: Sequence[str]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for word in words:
-        path = Path(word).expanduser()
         try:
+            path = Path(word).expanduser()
             is_folder, there = path.is_dir(), path.exists()
-        except (OSError, ValueError) as error:  # names that are too long, or hold what no name can
-            raise UserError(f"{word!r} cannot be looked up ({error}). Give picture files or folders of them.") from None
+        except (OSError, ValueError, RuntimeError) as error:  # too long, what no name can hold, `~` of nobody
+            raise UserError(
+                f"{word[:200]!r} cannot be looked up ({error}). Give picture files or folders of them."
+            ) from None
         if not there:
-            raise UserError(f"{word}: no such file or folder. Give picture files or folders of them.")
+            raise UserError(f"{shown(word)}: no such file or folder. Give picture files or folders of them.")
         files = list(_below(path)) if is_folder else [path]
         if not files:
             raise UserError(
-                f"{word}: no pictures in this folder. Looked for {', '.join(e[1:] for e in ENDINGS)} files."
+                f"{shown(word)}: no pictures in this folder. Looked for {', '.join(e[1:] for e in ENDINGS)} files."
             )
         for file in files:
             found.setdefault(os.path.realpath(file), file)
@@ -41,7 +44,7 @@ def picture_files(words: Sequence[str]) -> list[Path]:
 
 def _below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: this folder cannot be read ({error.strerror}).")
+        raise UserError(f"{shown(error.filename)}: this folder cannot be read ({error.strerror}).")
 
     for where, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

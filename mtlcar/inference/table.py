@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mtlcar.data.file_bytes import shown
 from mtlcar.inference.intervals import COVERAGE, Interval
 from mtlcar.listing.tables import number, print_table
 from mtlcar.tasks import Task, TaskSet
@@ -21,7 +22,8 @@ PERCENT = f"{100 * COVERAGE:.0f} %"
 
 def as_json(rows: Sequence[Row]) -> str:
     """One list, an object a picture."""
-    return json.dumps(list(rows), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    rows = [{**row, "file": shown(row["file"])} for row in rows]
+    return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_csv(rows: Sequence[Row], tasks: TaskSet, top: int) -> str:
@@ -46,7 +48,7 @@ def as_csv(rows: Sequence[Row], tasks: TaskSet, top: int) -> str:
 
 
 def _flat(row: Row) -> Row:
-    found: Row = {"file": row["file"]}
+    found: Row = {"file": shown(row["file"])}
     if "error" in row:
         return {**found, "error": row["error"]}
     for task, said in row["tasks"].items():
@@ -74,9 +76,9 @@ def as_text(rows: Sequence[Row], tasks: TaskSet, top: int, width: int | None = N
     Args:
         width: characters of a terminal, on which a table is folded and coloured; None: of any width, plain.
     """
-    shown = [task for task in tasks if any(task.name in row.get("tasks", {}) for row in rows)]
+    said_of = [task for task in tasks if any(task.name in row.get("tasks", {}) for row in rows)]
     heads, right = ["file"], []
-    for task in shown:
+    for task in said_of:
         if task.kind == "classification":
             right.append(len(heads) + 1)
             heads += [task.name, "%"]
@@ -86,8 +88,8 @@ def as_text(rows: Sequence[Row], tasks: TaskSet, top: int, width: int | None = N
     heads.append("")
     lines: list[list[str]] = []
     for row in rows:
-        cells = [[row["file"]]]
-        for task in shown:
+        cells = [[shown(row["file"])]]
+        for task in said_of:
             said = row.get("tasks", {}).get(task.name)
             cells += [[], []] if said is None else _class_cells(said, top) if task.classes else _value_cells(said)
         cells.append([_note(row)])
