@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from mtlcar.data.annotations import Annotations
 from mtlcar.data.listed_files import check_unique, find_root, keep_present, present, safe_relative
+from mtlcar.data.spreadsheet import is_blank, read_columns
 from mtlcar.errors import UserError
 from mtlcar.tasks import Task, TaskSet
 
@@ -21,6 +21,7 @@ HOW = (
     "It is published at github.com/fastcandr/Advanced-Steel-Property-Dataset; set data.root to the folder that holds "
     "trainset/, trainset.xlsx and so on."
 )
+SHOWN_CLASSES = 20
 SPLITS = {"trainset": "train", "validset": "val", "testset": "test"}
 PATH, CLASS, PROPERTY = "Full path", "class label (object)", "regression label (property hardness)"
 
@@ -44,9 +45,11 @@ def read(root: Path | str | None, *, max_missing: float = 0.0) -> tuple[Annotati
     for name, part in SPLITS.items():
         file = base / f"{name}.xlsx"
         sheet = read_sheet(file)
-        paths += [safe_relative(str(p), f"{file}, row {r}") for r, p in zip(sheet.index, sheet[PATH], strict=True)]
-        label += [class_index(c, classes, f"{file}, row {r}") for r, c in zip(sheet.index, sheet[CLASS], strict=True)]
-        value += [hardness(v, f"{file}, row {r}") for r, v in zip(sheet.index, sheet[PROPERTY], strict=True)]
+        for row, (path, kind, number) in sheet.items():
+            where = f"{file}, row {row}"
+            paths.append(safe_relative(str(path), where))
+            label.append(class_index(kind, classes, where))
+            value.append(hardness(number, where))
         split += [part] * len(sheet)
     where = ", ".join(f"{name}.xlsx" for name in SPLITS)
     check_unique(paths, where)
@@ -76,54 +79,45 @@ def specimen(path: str) -> str:
     return PurePosixPath(path).stem.split("____")[0]
 
 
-def read_sheet(file: Path) -> pd.DataFrame:
-    """The three columns of the first sheet, indexed by spreadsheet row (the header is row 1), phantom rows dropped.
+def read_sheet(file: Path) -> dict[int, tuple[Any, Any, Any]]:
+    """{spreadsheet row (the header is row 1): path, class label, hardness} of the first sheet, phantom rows dropped.
 
     Raises:
-        UserError: a missing file or column, or a file that is no spreadsheet.
+        UserError: a missing file or column, a hole, or a file that is no spreadsheet.
     """
     if not file.is_file():
         raise UserError(f"Advanced Steel Property: no file {file}.\n{HOW}")
-    try:
-        sheet = pd.read_excel(file, sheet_name=0, dtype=object, engine="openpyxl")
-    except Exception as e:  # openpyxl raises many kinds on damaged bytes; all of them mean the same to the user
-        raise UserError(f"{file} cannot be read as a spreadsheet ({type(e).__name__}: {e}). Copy it again.") from e
-    sheet.columns = pd.Index([" ".join(str(c).split()) for c in sheet.columns])
-    missing = [c for c in (PATH, CLASS, PROPERTY) if c not in sheet.columns]
-    if missing:
-        raise UserError(f"{file}: no column {', '.join(map(repr, missing))}. Found {', '.join(sheet.columns)}.")
-    sheet.index = sheet.index + 2
-    sheet = sheet[[PATH, CLASS, PROPERTY]]
-    empty = [all(is_empty(v) for v in row) for row in sheet.itertuples(index=False)]
-    sheet = sheet[~np.array(empty, dtype=bool)]
-    holes = [(row, column) for column in sheet.columns for row, v in sheet[column].items() if is_empty(v)]
+    columns = (PATH, CLASS, PROPERTY)
+    rows = read_columns(file, columns)
+    holes = [(row, columns[i]) for row, values in rows.items() for i, v in enumerate(values) if is_blank(v)]
     if holes:
-        row, column = min(holes, key=lambda h: int(str(h[0])))
+        row, column = holes[0]
         raise UserError(
-            f"{file}, row {row}: {column!r} is empty or NaN ({len(holes)} such cells). Fill it in or delete the row."
+            f"{file}, row {row}: {column!r} is empty or NaN ({len(holes)} such cells). Fill it in or delete the row. "
+            "A formula needs a stored value (open and save the file), and of merged cells only the first has one."
         )
-    if sheet.empty:
+    if not rows:
         raise UserError(f"{file} lists no images.")
-    return sheet
-
-
-def is_empty(value: Any) -> bool:
-    return bool(pd.isna(value)) or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
+    return {row: (values[0], values[1], values[2]) for row, values in rows.items()}
 
 
 def class_index(value: Any, classes: Sequence[str], where: str) -> int:
     """Index of a class label. Raises a UserError when no class folder has that name."""
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
     if text not in classes:
-        raise UserError(f"{where}: label {text!r} is out of range; the class folders are {', '.join(classes)}.")
+        more = ", ..." if len(classes) > SHOWN_CLASSES else ""
+        raise UserError(
+            f"{where}: label {text[:80]!r} is out of range; the class folders are "
+            f"{', '.join(classes[:SHOWN_CLASSES])}{more}."
+        )
     return list(classes).index(text)
 
 
 def hardness(value: Any, where: str) -> float:
     """A positive finite number. Raises a UserError otherwise."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not 0.0 < number < float("inf"):
         raise UserError(f"{where}: the hardness should be a positive number. Found {value!r}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtlcar.data.file_bytes import regular_bytes
 from mtlcar.data.listed_files import check_unique, safe_relative
 from mtlcar.errors import UserError
 
@@ -15,6 +16,8 @@ HOW = (
     "to those who sign its form; unpack it and set data.root to the folder that holds data/ and sv_data/."
 )
 log = logging.getLogger(__name__)
+MAX_BYTES = 100_000_000
+"""Of a list; the longest published has 2 MB."""
 
 
 def read_lists(files: Mapping[str, Path], parts: int) -> tuple[list[str], np.ndarray]:
@@ -32,12 +35,14 @@ def read_lists(files: Mapping[str, Path], parts: int) -> tuple[list[str], np.nda
     for name, file in files.items():
         if not file.is_file():
             raise UserError(f"CompCars: no list {file}.\n{HOW}")
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(text_lines(file), start=1):
             if not line.strip():
                 continue
             path = safe_relative(line, f"{file}, line {number}")
             if path.count("/") != parts - 1:
-                raise UserError(f"{file}, line {number}: expected {parts} names with slashes. Found {line.strip()!r}.")
+                raise UserError(
+                    f"{file}, line {number}: expected {parts} names with slashes. Found {line.strip()[:80]!r}."
+                )
             paths.append(path)
             split.append(name)
     where = " and ".join(str(f) for f in files.values())
@@ -47,15 +52,34 @@ def read_lists(files: Mapping[str, Path], parts: int) -> tuple[list[str], np.nda
     return paths, np.asarray(split, dtype="<U5")
 
 
+def text_lines(file: Path) -> list[str]:
+    """Lines of a text file, with or without a byte order mark, ended as on any system.
+
+    Raises:
+        UserError: it cannot be read, or is larger than any list of images.
+    """
+    try:
+        return regular_bytes(file, MAX_BYTES).decode("utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"CompCars: {file} cannot be read ({error.strerror}).") from None
+
+
 def parse_id(text: str, names: Sequence[str], what: str, path: str) -> int:
     """An id (counted from 1) of a listed path as an index into `names`.
 
     Raises:
         UserError: not a number, or out of range.
     """
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= len(names):
-        raise UserError(f"CompCars: {path!r} has {what} id {text!r}; expected a number from 1 to {len(names)}.")
+    if not is_count(text) or not 1 <= int(text) <= len(names):
+        raise UserError(
+            f"CompCars: {path[:80]!r} has {what} id {text[:20]!r}; expected a number from 1 to {len(names)}."
+        )
     return int(text) - 1
+
+
+def is_count(text: str) -> bool:
+    """A whole number, written as 0 to 9 and no longer than any in these files (Python refuses thousands of digits)."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def unique_names(ids: Sequence[int], names: Sequence[str], what: str) -> dict[int, str]:

@@ -67,7 +67,7 @@ def read_colors(file: Path, images: list[str]) -> list[str | None]:
         raise UserError(f"{file}: expected columns image, colour. Found an array of shape {cells.shape}.")
     names = [safe_relative(n, str(file)) for n in strings(cells[:, 0], "image", file)]
     index = integers(cells[:, 1], "colour", file)
-    if index.min() < -1 or index.max() >= len(COLORS):
+    if len(index) and (index.min() < -1 or index.max() >= len(COLORS)):
         raise UserError(f"{file}: colours should be -1 to {len(COLORS) - 1}. Found {index.min()} to {index.max()}.")
     known = {n: COLORS[c] for n, c in zip(names, index, strict=True) if c >= 0}
     return [known.get(image) for image in images]

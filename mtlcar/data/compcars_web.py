@@ -7,7 +7,16 @@ import numpy as np
 
 from mtlcar.data.annotations import MISSING_CLASS, Annotations
 from mtlcar.data.car_levels import level_tasks
-from mtlcar.data.compcars_lists import HOW, full_name, parse_id, read_lists, seen_in_training, unique_names
+from mtlcar.data.compcars_lists import (
+    HOW,
+    full_name,
+    is_count,
+    parse_id,
+    read_lists,
+    seen_in_training,
+    text_lines,
+    unique_names,
+)
 from mtlcar.data.listed_files import check_boxes, find_root, keep_present, present
 from mtlcar.data.matfile import load_variable, strings
 from mtlcar.errors import UserError, did_you_mean
@@ -125,13 +134,16 @@ def read_labels(base: Path, files: Sequence[str]) -> tuple[list[int], np.ndarray
     """Viewpoint of each label file, and boxes float32 [N, 4]; the first box where there are several."""
     view, boxes = [], []
     for name in files:
-        lines = (base / name).read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = text_lines(base / name)
         try:
+            if len(lines[0]) > 20:  # Python refuses thousands of digits in words of its own
+                raise ValueError
             view.append(int(lines[0]))
             x1, y1, x2, y2 = (float(v) for v in lines[2].split())
         except (IndexError, ValueError) as e:
             raise UserError(
-                f"{base / name} should have three lines: viewpoint, number of boxes, x1 y1 x2 y2. Found {lines[:3]}."
+                f"{base / name} should have three lines: viewpoint, number of boxes, x1 y1 x2 y2. "
+                f"Found {[line[:40] for line in lines[:3]]}."
             ) from e
         if view[-1] not in VIEWS:
             raise UserError(f"{base / name}: the viewpoint should be one of {list(VIEWS)}. Found {view[-1]}.")
@@ -144,14 +156,14 @@ def read_attributes(file: Path) -> dict[int, dict[str, str]]:
     """Model index (from 0) -> attribute -> text, `0` for unknown."""
     if not file.is_file():
         raise UserError(f"CompCars: no file {file}, which types and attributes come from.")
-    lines = [line.split() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line.split() for line in text_lines(file) if line.strip()]
     if not lines or tuple(lines[0]) != COLUMNS:
-        found = " ".join(lines[0]) if lines else ""
+        found = " ".join(lines[0])[:120] if lines else ""
         raise UserError(f"{file}: the first line should be {' '.join(COLUMNS)!r}. Found {found!r}.")
     table = {}
     for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(COLUMNS) or not line[0].isdigit() or not line[5].isdigit():
-            raise UserError(f"{file}, line {number}: expected {len(COLUMNS)} numbers. Found {' '.join(line)!r}.")
+        if len(line) != len(COLUMNS) or not is_count(line[0]) or not is_count(line[5]):
+            raise UserError(f"{file}, line {number}: expected {len(COLUMNS)} numbers. Found {' '.join(line)[:80]!r}.")
         table[int(line[0]) - 1] = dict(zip(COLUMNS, line, strict=True))
     return table
 
@@ -192,4 +204,6 @@ def attribute_task(name: str, table: dict[int, dict[str, str]], models: Sequence
         value = np.array([float(t or 0) for t in texts], dtype=np.float32)
     except ValueError as e:
         raise UserError(f"CompCars: attributes.txt: {name} should be numbers ({e}).") from e
+    if not (np.isfinite(value) & (value >= 0)).all():
+        raise UserError(f"CompCars: attributes.txt: {name} should be 0 (unknown) or above. Found {value.min():g}.")
     return Task(name, "regression", unit=UNITS[name]), np.where(value == 0, np.float32("nan"), value)
