@@ -16,6 +16,7 @@ from PIL import features
 from mtlcar.data.annotations import Annotations
 from mtlcar.data.cache_key import cache_key, write_atomically
 from mtlcar.data.decode import ImageDecoder
+from mtlcar.data.file_bytes import shown
 from mtlcar.data.parallel import in_parallel
 from mtlcar.data.picture import DamagedImageError
 from mtlcar.data.row_file import RowWriter
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MAX_SKIPPED_SHARE, MAX_SKIPPED_ALWAYS = 0.01, 5
 """`on_bad_image=skip` leaves out at most 1 % of the images (or 5, if that is more): beyond, the set itself is wrong."""
+SHOWN = 10
+"""Images that a message names."""
 
 
 def open_store(
@@ -59,8 +62,12 @@ def open_store(
     bad = read_meta(folder)
     if bad and on_bad_image == "error":
         raise damaged(bad, annotations)
-    for row, reason in bad.items():
-        log.warning("Left out (data.on_bad_image=skip): %s: %s", annotations.file(row), reason)
+    for row, reason in list(bad.items())[:SHOWN]:
+        log.warning("Left out (data.on_bad_image=skip): %s: %s", shown(annotations.file(row)), reason)
+    if len(bad) > SHOWN:
+        log.warning(
+            "Left out (data.on_bad_image=skip): %d more; a run lists all in its left_out.csv.", len(bad) - SHOWN
+        )
     return ImageCache(folder) if cache else ImageStream(annotations, decoder, bad)
 
 
@@ -117,13 +124,13 @@ def _build(folder: Path, annotations: Annotations, decoder: ImageDecoder, keep_i
     log.info("Decoded %d images to %d px in %.1f s: %s", n, s, time.monotonic() - start, folder)
 
 
-def damaged(bad: dict[int, str], annotations: Annotations, shown: int = 10) -> UserError:
-    """The one message about all images that cannot be used: {row: reason}, the first `shown` named."""
+def damaged(bad: dict[int, str], annotations: Annotations) -> UserError:
+    """The one message about all images that cannot be used: {row: reason}, the first `SHOWN` named."""
     total = len(annotations)
     limit = int(max(MAX_SKIPPED_ALWAYS, MAX_SKIPPED_SHARE * total))
-    lines = [f"  {annotations.file(row)}: {why}" for row, why in list(bad.items())[:shown]]
-    if len(bad) > shown:
-        lines.append(f"  ... and {len(bad) - shown} more")
+    lines = [f"  {shown(annotations.file(row))}: {why}" for row, why in list(bad.items())[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"  ... and {len(bad) - SHOWN} more")
     if len(bad) <= limit:
         advice = "Replace these files, or leave the images out with data.on_bad_image=skip."
     else:

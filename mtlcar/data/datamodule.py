@@ -17,11 +17,12 @@ from mtlcar.data.annotations import Annotations
 from mtlcar.data.augment import Augment
 from mtlcar.data.cache import ImageStore, open_store
 from mtlcar.data.decode import ImageDecoder
+from mtlcar.data.left_out import without, write_left_out
 from mtlcar.data.loader import BatchLoader, batch_bounds
 from mtlcar.data.missing_labels import thin_labels
 from mtlcar.data.options import PLACEMENTS
 from mtlcar.data.placement import Placed, place
-from mtlcar.data.splits import check_classes, make_splits
+from mtlcar.data.splits import make_splits
 from mtlcar.data.staging import Batch
 from mtlcar.errors import UserError, did_you_mean
 from mtlcar.tasks import TaskSet
@@ -118,7 +119,7 @@ class MultiTaskData(LightningDataModule):
         self.annotations, self.tasks = annotations, tasks
         indices = make_splits(annotations, tasks, self.split, self.fractions, self.split_seed)
         self.targets = self._labels(indices["train"])
-        self.indices = indices
+        self.indices = self._every = indices
 
     def _labels(self, train: np.ndarray) -> dict[str, Tensor]:
         """The labels of all rows, those of the training rows thinned out."""
@@ -138,11 +139,14 @@ class MultiTaskData(LightningDataModule):
         folder = self.cache_dir / "images"
         store = open_store(self.annotations, self.decoder, folder, cache=self.cache, on_bad_image=self.on_bad_image)
         if store.bad:
-            bad = np.array(sorted(store.bad), dtype=np.int64)
-            self.indices = {split: np.setdiff1d(rows, bad) for split, rows in self.indices.items()}
-            check_classes(self.annotations, self.tasks, self.indices, self.split)
+            self.indices = without(store.bad, self.indices, self.annotations, self.tasks, self.split)
             self.targets = self._labels(self.indices["train"])  # the only label of a class may have been among them
         self.store = store
+
+    def write_left_out(self, run_dir: Path) -> None:
+        """What `on_bad_image=skip` left out of a run, into its directory."""
+        self.setup()
+        write_left_out(run_dir, self.store.bad, self._every, self.annotations)
 
     @property
     def steps_per_epoch(self) -> int:

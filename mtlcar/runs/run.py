@@ -68,6 +68,8 @@ def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
     try:
         searched = search(cfg, parts, run_dir)
         keep_constants(cfg, parts, run_dir, write=is_main_process())
+        if is_main_process():
+            parts.data.write_left_out(run_dir)
         update_config(loggers, {"label_transform": OmegaConf.to_container(cfg.label_transform, resolve=True)})
         for logger in loggers:
             logger.resume(0 if point is None else point.own["rows"])
