@@ -304,7 +304,7 @@ def test_two_processes_validate_what_is_saved(cache: Path, tmp_path: Path) -> No
 
     mtlcar("train", *CARS, *EMA, f"paths.runs={tmp_path}", f"paths.cache={cache}", "sweep=two", "trainer=ddp",
            "trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.precision=32-true",
-           "trainer.devices=2")  # fmt: skip
+           "trainer.devices=2", fresh_jobs=True)  # fmt: skip
     (done,) = (tmp_path / "two").glob("*/DONE")
     cfg = config(cache, *EMA)
     parts = build(cfg)

@@ -123,7 +123,9 @@ def test_a_launcher_that_does_not_exist_is_answered_with_those_that_do() -> None
 def sweep(folder: Path, name: str, *overrides: str, rates: str = "1e-3,1e30") -> tuple[dict[str, Any], str]:
     """Test metrics of the finished cells by fingerprint, and what the sweep said. The cell with rate 1e30 fails."""
     options = (f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}", f"sweep={name}", *overrides)
-    done = mtlcar("train", "-m", *SMALL, "scheduler=constant", f"optimizer.lr={rates}", *options, expect=1)
+    done = mtlcar(
+        "train", "-m", *SMALL, "scheduler=constant", f"optimizer.lr={rates}", *options, expect=1, fresh_jobs=True
+    )
     finished = [file.parent for file in (folder / "runs" / name).glob("*/DONE")]
     return {run.name: read_json(run / "metrics.json")["test"] for run in finished}, done.stdout
 

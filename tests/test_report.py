@@ -28,6 +28,8 @@ from mtlcar.report.varied import settings as flatten
 from mtlcar.report.varied import varied
 from tests.run_dirs import CARS, config, plain_metrics, predictions, write_run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WEIGHTS = ({"make": 0.1, "model": 0.9}, {"make": 0.5, "model": 0.5})
 
 

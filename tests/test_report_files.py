@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from mtlcar.report.build import build
+from mtlcar.report.comparison import Comparison
 from mtlcar.report.latex import escaped, latex_table
 from mtlcar.report.section import Sheet
 from mtlcar.report.terminal import print_comparison
@@ -17,12 +18,18 @@ from tests.run_dirs import config, write_run
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
     folder = tmp_path_factory.mktemp("runs")
     for architecture, skill in (("parallel", 0.6), ("cascade", 0.7)):
         for seed in (0, 1):
             write_run(folder / "s", config(architecture, seed), skill)
-    return build([folder], folder / "report")[0]
+    page, (comparison,), _ = build([folder], folder / "report")
+    return page, comparison
+
+
+@pytest.fixture(scope="module")
+def report(built: tuple[Path, Comparison]) -> Path:
+    return built[0]
 
 
 def test_each_figure_is_there_as_png_and_svg(report: Path) -> None:
@@ -75,15 +82,16 @@ def test_a_report_built_twice_has_the_same_bytes(report: Path, tmp_path: Path) -
     assert ours == theirs
 
 
-def test_a_page_that_refreshes_itself_says_so(report: Path, tmp_path: Path) -> None:
+def test_a_page_that_refreshes_itself_says_so(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "http-equiv" not in report.read_text()
+    monkeypatch.setattr("mtlcar.report.build._image", lambda figure, ending: b"")  # drawn above
     page = build([report.parent.parent / "s"], tmp_path / "watched", refresh=30.0)[0]
     assert '<meta http-equiv="refresh" content="30">' in page.read_text()
 
 
 @pytest.mark.parametrize("width", [50, 80, 120, 300])
-def test_the_terminal_table_fits_and_names_what_it_leaves_out(report: Path, tmp_path: Path, width: int) -> None:
-    comparison = build([report.parent.parent / "s"], tmp_path)[1][0]
+def test_the_terminal_table_fits_and_names_what_it_leaves_out(built: tuple[Path, Comparison], width: int) -> None:
+    comparison = built[1]
     console = Console(file=io.StringIO(), width=width)
     print_comparison(console, comparison)
     assert isinstance(console.file, io.StringIO)

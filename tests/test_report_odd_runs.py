@@ -13,6 +13,8 @@ from mtlcar.report.comparison import Comparison
 from mtlcar.report.section import Section
 from tests.run_dirs import config, write_run
 
+pytestmark = pytest.mark.usefixtures("laid_out")
+
 
 def without(*names: str) -> Callable[[Path], None]:
     def change(run: Path) -> None:

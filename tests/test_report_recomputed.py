@@ -10,6 +10,8 @@ from mtlcar.report.build import build
 from tests.recompute import Recomputed
 from tests.run_dirs import config, steel, write_run, write_steel
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,6 +26,8 @@ from mtlcar.report.table import headings, rows
 from mtlcar.tasks import Task, TaskSet
 from tests.run_dirs import CARS, STEEL, predictions, steel, tiles, write_steel
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NAN = float("nan")
 
 

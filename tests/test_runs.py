@@ -117,7 +117,8 @@ def test_the_same_command_again_trains_nothing(sweep: Path, paths: tuple[str, st
 
 
 def test_the_same_seed_gives_the_same_bits(sweep: Path, folder: Path, paths: tuple[str, str]) -> None:
-    mtlcar("train", *SMALL, f"paths.runs={folder / 'again'}", paths[1], "architecture=cascade", "sweep=second")
+    again = (f"paths.runs={folder / 'again'}", paths[1], "architecture=cascade", "sweep=second")
+    mtlcar("train", *SMALL, *again, fresh_jobs=True)  # and whoever starts the job
     (other,) = (folder / "again" / "second").glob("*/DONE")
     run = runs(sweep)["cascade"]
     assert other.parent.name == run.name
@@ -151,30 +152,16 @@ def test_a_failing_cell_does_not_stop_the_sweep(folder: Path, paths: tuple[str, 
     ("words", "says"),
     [
         (("weighting=equel",), "Did you mean 'equal'"),
-        (("data=stanford_cars",), "Stanford Cars"),
         (("data=stanford_cars", "data.root=/nowhere"), "nowhere"),
-        (("trainer.max_epochs=0",), "trainer.max_epochs should be"),
-        (("trainer.max_epochs=many",), "trainer.max_epochs should be"),
-        (("seed=-1",), "seed should be"),
-        (("data.split=random",), "official, stratified, grouped"),
-        (("head.dropout=1.5",), "head.dropout should be"),
-        (("trainer.precision=8",), "trainer.precision should be"),
-        (("sweep=../up",), "sweep names a folder"),
-        (("backbone.weights=nothing.pt",), "no such file"),
         (("architecture=single,cascade",), "train -m"),
-        (("data.split=stratified", "data.fractions=[0.5,0.1,0.1]"), "fractions"),
-        (("data.split=stratified", "data.fractions=[0.8,0,0.2]"), "val split is empty"),
-        (("data.split=stratified", "data.fractions=[0.8,0.2,0]"), "test split is empty"),
-        (("optimizer.lr=abc",), "optimizer.lr"),
-        (("weighting=fixed", "weighting.weights={make:1,modle:2}"), "Did you mean 'model'"),
+        (("weighting=fixed", "weighting.weights={make:1,modle:2}"), "Did you mean 'model'"),  # found by the job
         (("monitor=val/model/acuracy",), "Did you mean 'val/model/accuracy'"),
-        (("trainer.log_every_n_steps=0",), "trainer.log_every_n_steps should be"),
-        (("+callbacks.mine.patience=3",), "callbacks.mine"),
     ],
 )
 def test_mistakes_end_with_status_2_and_leave_nothing(
     words: tuple[str, ...], says: str, folder: Path, paths: tuple[str, str]
 ) -> None:
+    """With a real job; tests/test_mistakes.py has the others."""
     place = folder / "mistakes"
     own = () if words[0].startswith("data=") else SMALL  # the embedded cars' keys are not those of other datasets
     done = mtlcar("train", *own, f"paths.runs={place}", paths[1], *words, expect=2)

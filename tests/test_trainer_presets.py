@@ -80,7 +80,7 @@ def test_one_process_is_the_first_whoever_starts_them(
 
 def train(folder: Path, name: str, *overrides: str) -> Path:
     options = (f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}", f"sweep={name}", TRANSFORMER)
-    mtlcar("train", *SMALL, *options, *overrides)
+    mtlcar("train", *SMALL, *options, *overrides, fresh_jobs=True)
     (run,) = (folder / "runs" / name).glob("*/DONE")
     return run.parent
 

@@ -6,25 +6,22 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 
-from mtlcar.config import conf_dir
 from mtlcar.errors import UserError
 from mtlcar.tasks import Task, TaskSet
 from mtlcar.weightings import active_sets
 from mtlcar.weightings.algebra import geometry
 from mtlcar.weightings.base import SolvedWeighting
+from tests import weighting_net
 
 MANY = active_sets.ENUMERATED + 1
 NAMES = ("mgda", "cagrad", "upgrad")
 
 
 def make(name: str, tasks: int, **overrides: object) -> SolvedWeighting:
-    cfg = OmegaConf.merge(OmegaConf.load(conf_dir() / "weighting" / f"{name}.yaml"), overrides)
-    weighting = instantiate(cfg, tasks=TaskSet(tuple(Task(f"t{i}", "regression") for i in range(tasks))))
+    weighting = weighting_net.make(name, TaskSet(tuple(Task(f"t{i}", "regression") for i in range(tasks))), **overrides)
     assert isinstance(weighting, SolvedWeighting)
     return weighting
 

@@ -112,8 +112,9 @@ def test_first_weights_are_those_derived_by_hand(name: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("name", GRAMIANS)
 def test_weights_are_finite_over_every_geometry(name: str, tasks: int, dtype: torch.dtype) -> None:
     losses = torch.tensor([0.7, 2.0, 1.3, 0.1], dtype=dtype)[:tasks]
+    fresh = built(name, tasks)
     for G in [*grid(tasks, dtype), *grid(tasks, dtype, nearly=1e-7)]:
-        w = built(name, tasks).weights(G, losses)
+        w = copy.deepcopy(fresh).weights(G, losses)
         assert w.shape == (tasks,)
         assert w.dtype == dtype
         assert w.isfinite().all(), (G, w)
@@ -123,10 +124,11 @@ def test_weights_are_finite_over_every_geometry(name: str, tasks: int, dtype: to
 @pytest.mark.parametrize("name", [n for n in GRAMIANS if ROWS[n].permutes])
 def test_permuting_the_tasks_permutes_the_weights(name: str, tasks: int) -> None:
     losses = torch.tensor([0.7, 2.0, 1.3, 0.1], dtype=torch.float64)[:tasks]
+    fresh = built(name, tasks)
     for G in grid(tasks, torch.float64):
-        w = built(name, tasks).weights(G, losses)
+        w = copy.deepcopy(fresh).weights(G, losses)
         for order in (torch.arange(tasks).roll(1), torch.arange(tasks).flip(0)):
-            other = built(name, tasks).weights(G[order][:, order], losses[order])
+            other = copy.deepcopy(fresh).weights(G[order][:, order], losses[order])
             torch.testing.assert_close(other, w[order], rtol=1e-5, atol=1e-6 * float(w.abs().max()))
 
 
@@ -136,10 +138,11 @@ def test_scaling_all_gradients_scales_the_weights_as_the_definition_says(name: s
     losses = torch.tensor([0.7, 2.0, 1.3, 0.1], dtype=torch.float64)[:tasks]
     degree = ROWS[name].degree
     assert degree is not None
+    fresh = built(name, tasks)
     for G in grid(tasks, torch.float64)[2 :: len(SCALES)]:  # those of scale 1
-        w = built(name, tasks).weights(G, losses)
+        w = copy.deepcopy(fresh).weights(G, losses)
         for s in (1e-9, 1e-3, 1e8):
-            scaled = built(name, tasks).weights(G * s**2, losses) * s**-degree
+            scaled = copy.deepcopy(fresh).weights(G * s**2, losses) * s**-degree
             torch.testing.assert_close(scaled, w, rtol=1e-5, atol=1e-6 * float(w.abs().max()))
 
 

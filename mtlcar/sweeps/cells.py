@@ -1,5 +1,6 @@
 """A cell of a sweep: a composed configuration, its identity, and its directory."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mtlcar.data.options import read_annotations
 from mtlcar.errors import UserError
 from mtlcar.runs.files import write_json, write_text
 from mtlcar.runs.fingerprint import digest_of_file, fingerprint
+from mtlcar.runs.secrets import without_password
+from mtlcar.runs.trust import load_config
 from mtlcar.sweeps.outcomes import is_done
 from mtlcar.tasks import TaskSet
 
@@ -43,10 +46,12 @@ class Cell:
         are kept. Whoever calls it holds the directory's lock."""
         cfg, path = self.cfg.copy(), self.directory / "config.yaml"
         if path.is_file() and cfg.label_transform.get("constants") is None:
-            earlier = OmegaConf.select(OmegaConf.load(path), "label_transform.constants")
-            if OmegaConf.is_dict(earlier) and earlier.get(FOUND):
+            earlier = None
+            with contextlib.suppress(UserError):  # a torn one is replaced
+                earlier = OmegaConf.select(load_config(self.directory), "label_transform.constants")
+            if earlier is not None and OmegaConf.is_dict(earlier) and earlier.get(FOUND):
                 cfg.label_transform.constants = earlier
-        write_text(self.directory / "overrides.txt", "".join(f"{o}\n" for o in self.overrides))
+        write_text(self.directory / "overrides.txt", "".join(f"{without_password(o)}\n" for o in self.overrides))
         write_json(self.directory / "tasks.json", self.tasks.to_dict())
         write_json(self.directory / "digests.json", self.digests)
         write_text(path, OmegaConf.to_yaml(cfg, resolve=True))  # last: it makes the directory that of a run
