@@ -68,6 +68,7 @@ TRAINING: list[tuple[str, tuple[str, ...]]] = [
     ("data.placement=gpu", ("data.placement should be one of auto, device",)),
     ("data.placement=device data.cache=false", ("data.placement=device", "Use one of them")),
     ("sweep=../up", ("sweep names a folder",)),
+    ("data.name=../up", ("data.name should be a plain word",)),
     ("monitor=val/modle/accuracy", ("Did you mean 'val/model/accuracy'",)),
     ("monitor=val/hierarchy/mistake_severity", ("val/hierarchy/distance",)),
     ("monitor_mode=up", ("monitor_mode should be one of null, max, min",)),

@@ -438,6 +438,17 @@ def test_names_from_a_configuration_cannot_break_the_page(tmp_path: Path) -> Non
     assert "a\\|b" in row
 
 
+def test_no_name_of_a_run_leads_out_of_the_reports_folder(tmp_path: Path) -> None:
+    for name in ("../../../outside", "plain"):  # two data sets: their files are told apart by names
+        write_run(tmp_path / "runs" / "s", config("parallel", data__name=name))
+        write_run(tmp_path / "runs" / "s", config("cascade", data__name=name))
+    before = set(tmp_path.rglob("*"))
+    build_report([tmp_path / "runs"], tmp_path / "deep" / "down" / "out")
+    made = set(tmp_path.rglob("*")) - before - {tmp_path / "deep", tmp_path / "deep" / "down"}
+    assert made
+    assert all((tmp_path / "deep" / "down" / "out") in (path, *path.parents) for path in made)
+
+
 def test_unfinished_and_damaged_runs_are_listed_not_compared(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     write_run(folder, config())

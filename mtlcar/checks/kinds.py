@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -25,6 +26,8 @@ OWN_RULE = frozenset(
     }
 )
 """Keys of several kinds; `values` or their part says which."""
+PLAIN = re.compile(r"\w[\w.-]*")
+"""Names of choices; a data set's is a folder of the cache."""
 NULLABLE = frozenset({"data.box_margin", "head.dropout", "architecture.width"})
 """Keys that may be null though their default is something; all of data.augment may."""
 
@@ -37,7 +40,9 @@ def problems(cfg: DictConfig) -> Iterator[str]:
         node = cfg.get(group)
         if not OmegaConf.is_dict(node):
             yield f"{group} should be the name of a choice. Found {node!r}. Choices: {', '.join(names)}."
-        elif node.get("name") in names:
+        elif not isinstance(node.get("name"), str) or not PLAIN.fullmatch(node.name):
+            yield f"{group}.name should be a plain word: folders are named after it. Found {node.get('name')!r}."
+        elif node.name in names:
             yield from _walk(group, _declared(group, node.name), OmegaConf.to_container(node, resolve=True))
     for key in ("paths", "checkpoint"):
         if not OmegaConf.is_dict(cfg.get(key)):

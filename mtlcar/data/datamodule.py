@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class MultiTaskData(LightningDataModule):
         self.device = torch.device("cpu")
         self._placed: tuple[torch.device, Placed] | None = None
         self.name = name
+        if not re.fullmatch(r"\w[\w.-]*", str(name)):
+            raise UserError(f"data.name should be a plain word, because a folder is named after it. Found {name!r}.")
         self.root = Path(cache_dir) / name if root is None else Path(root)
         self.read = read
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size

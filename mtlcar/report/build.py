@@ -142,12 +142,12 @@ def _write_page(page: Page, output: Path) -> set[Path]:
         for drawing in section.drawings:
             page.images[drawing.name] = _image(drawing.figure, "png")
             for ending, data in (("png", page.images[drawing.name]), ("svg", _image(drawing.figure, "svg"))):
-                path = output / "figures" / f"{page.prefix}{drawing.name}.{ending}"
+                path = output / "figures" / f"{page.stem(drawing.name)}.{ending}"
                 written.add(path)
                 with replacing(path) as temporary:
                     temporary.write_bytes(data)
         for sheet in section.sheets:
-            stem = output / "tables" / f"{page.prefix}{sheet.name}"
+            stem = output / "tables" / page.stem(sheet.name)
             write_text(stem.with_name(f"{stem.name}.csv"), data_of(sheet).to_csv(index=False))
             write_text(stem.with_name(f"{stem.name}.tex"), latex_table(sheet))
             written |= {stem.with_name(f"{stem.name}.{ending}") for ending in ("csv", "tex")}

@@ -26,6 +26,11 @@ class Page:
     images: dict[str, bytes] = field(default_factory=dict)
     prefix: str = ""
 
+    def stem(self, name: str) -> str:
+        """The file of a drawing or sheet, without its ending. Names come from runs, which may be somebody else's: none
+        leads to another folder."""
+        return re.sub(r"[^\w.+=-]+", "-", f"{self.prefix}{name}").lstrip(".-") or "unnamed"
+
     def anchor(self, title: str) -> str:
         """What a link to one of its headings points at."""
         return re.sub(r"[^a-z0-9]+", "-", f"{self.title} {title}".lower()).strip("-")
@@ -50,7 +55,7 @@ def markdown(title: str, pages: Sequence[Page]) -> str:
             for sheet in section.sheets:
                 out += _markdown_sheet(sheet, alone=sheet.title == section.title)
             for drawing in section.drawings:
-                name, caption = f"figures/{page.prefix}{drawing.name}.png", _plain(drawing.caption)
+                name, caption = f"figures/{page.stem(drawing.name)}.png", _plain(drawing.caption)
                 out += [f"![{caption}]({name})", "", f"*{caption}*", ""]
         for summary, lines in page.lists:
             out += [f"### {_plain(summary)}", "", *(f"- {_plain(line)}" for line in lines), ""]
