@@ -11,7 +11,7 @@ import numpy as np
 import openpyxl
 import pytest
 import scipy.io
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtlcar.data import advanced_steel, compcars, compcars_lists, compcars_web, mat_sizes, matfile, spreadsheet
@@ -71,7 +71,8 @@ def test_a_sheet_formatted_to_its_last_row_is_not_parsed_cell_by_cell(
 
 def test_cells_that_do_not_say_their_place_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = book(tmp_path / "x.xlsx", ROW)
-    cells = b"<row><c/><c/><c><v>7</v></c><c/><c><v>8</v></c></row>"
+    # some cells say their place and some do not: those that do may not be cut out, or the others move
+    cells = b'<row r="3"><c r="A3"/><c r="B3"/><c><v>7</v></c><c/><c><v>8</v></c></row>'
     rewrite(file, SHEET, lambda x: x.replace(b"</sheetData>", cells + b"</sheetData>"))
     monkeypatch.setattr(spreadsheet, "THIN_ABOVE", 0)
     assert spreadsheet.read_columns(file, COLUMNS) == {2: ROW[2:], 3: (7, None, 8)}
@@ -225,11 +226,11 @@ def test_merged_cells_are_named_by_the_first_row_without_a_value(steel: Path, tm
 def test_a_name_that_differs_in_case_or_accents_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "Train"
     folder.mkdir()
-    for name in ("A.JPG", "Citroe\u0308n.jpg", "00017.jpg"):
+    for name in ("A.JPG", "e\u0301e\u0301.jpg", "00017.jpg"):
         (folder / name).touch()
     assert nearest(tmp_path, "Train/a.jpg") == " There is 'Train/A.JPG'."
     assert nearest(tmp_path, "train/A.JPG") == " There is 'Train'."
-    assert nearest(tmp_path, "Train/Citro\u00ebn.jpg") == " There is 'Train/Citroe\u0308n.jpg'."
+    assert nearest(tmp_path, "Train/\u00e9\u00e9.jpg") == " There is 'Train/e\u0301e\u0301.jpg'."
     assert nearest(tmp_path, "Train/0017.jpg") == " There is 'Train/00017.jpg'."
     assert nearest(tmp_path, "Train/quite another.png") == ""
     names = ["Train/a.jpg", "Train/00017.jpg"]
@@ -250,6 +251,8 @@ def test_a_list_of_nothing_and_folders_that_cannot_be_looked_into_are_mistakes(t
 
 
 @settings(max_examples=60)
+@example("C:/x").via("a drive")
+@example("a/../../x").via("upwards")
 @given(st.text(max_size=40) | st.lists(st.sampled_from(["..", ".", "/", "\\", "a", "C:", " ", "\0", "~"])).map("".join))
 def test_a_listed_path_never_leads_out_of_the_folder(text: str) -> None:
     try:
@@ -258,7 +261,6 @@ def test_a_listed_path_never_leads_out_of_the_folder(text: str) -> None:
         return
     assert (Path("/data/set") / path).resolve(strict=False).is_relative_to("/data/set")
     assert ".." not in Path(path).parts
-    assert safe_relative(path, "again") == path
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -306,6 +308,11 @@ MAT_BOMBS = {
     "numbers": (array(6, (2**20, 2**20, 2**20), element(9, b"12345678")), "1048576 x 1048576 x 1048576 in"),
     "negative": (array(6, (-1, -1), element(9, b"12345678")), "-1 x -1 in"),
     "structures": (array(2, (2**30, 1), FIELDS), "1073741824 x 1 in"),
+    "structures of many fields": (
+        array(2, (20, 1), element(5, struct.pack("<i", 1)), element(1, b"a" * 500)),
+        "20 x 1 in",
+    ),
+    "cells, a few too many": (array(1, (20, 1)), "20 x 1 in"),
     "objects": (array(3, (2**30, 1), element(1, b"car"), FIELDS), "1073741824 x 1 in"),
     "fields": (array(2, (1, 1), element(5, struct.pack("<i", 1)), element(1, b"a" * 5000)), "5000 fields"),
     "cells in a cell": (array(1, (1, 1), array(1, (2**30, 1), name=b"")), "1073741824 x 1 in"),
