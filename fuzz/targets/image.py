@@ -1,15 +1,14 @@
 """Bytes of a picture -> square pixels, in several sizes and shapes, with and without a box."""
 
 import io
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
+from fuzz.folders import folder
 from mtlcar.data import picture
 from mtlcar.data.decode import ImageDecoder
 from mtlcar.data.picture import DamagedImageError
@@ -17,11 +16,10 @@ from mtlcar.data.picture import DamagedImageError
 INSTRUMENT = ("mtlcar.data", "PIL")
 DECODERS = (ImageDecoder(8), ImageDecoder(3, "pad", 0.5), ImageDecoder(5, "crop", None))
 BOXES = (None, np.array([2, 1, 20, 12.0]), np.array([-1e9, 0, 1e9, np.inf]))
-FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
 ENOUGH = 300_000
 """Pixels: large pictures are as good as small ones, and slow."""
-file = Path(tempfile.mkdtemp(prefix="fuzz-image-", dir=FOLDER)) / "x.jpg"
+file = folder("image") / "x.jpg"
 
 
 def try_one(data: bytes) -> None:

@@ -1,15 +1,14 @@
 """CompCars' text files and the paths they list. The first byte says which file the rest is."""
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from fuzz.folders import folder
 from mtlcar.data import compcars_lists, compcars_web
 from mtlcar.data.listed_files import check_boxes, keep_present, nearest, present
 from mtlcar.errors import UserError
 
-FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-root = Path(tempfile.mkdtemp(prefix="fuzz-lists-", dir=FOLDER))
+root = folder("lists")
 (root / "image/1/2/2009").mkdir(parents=True)
 (root / "image/1/2/2009/a.jpg").touch()
 MAKES, MODELS = ("Acura", "", "Audi"), ("RL", "A4", "")

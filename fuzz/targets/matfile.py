@@ -1,21 +1,19 @@
 """Bytes of a MATLAB file -> Stanford Cars' annotations, class names, or both in the older layout's one file."""
 
 import io
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import scipy.io
 
+from fuzz.folders import folder
 from mtlcar.data import stanford_cars
 from mtlcar.errors import UserError
 
 INSTRUMENT = ("mtlcar.data", "scipy.io.matlab")
 NAMES = ("Acura RL Sedan 2012", "Land Rover LR2 SUV 2012", "smart fortwo Convertible 2012")
-FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
-root = Path(tempfile.mkdtemp(prefix="fuzz-matfile-", dir=FOLDER))
+root = folder("matfile")
 for name in ("new/devkit", "new/cars_train", "names/devkit", "names/cars_train", "old/car_ims"):
     (root / name).mkdir(parents=True)
 for name in ("new/cars_train/1.jpg", "new/cars_train/2.jpg", "old/car_ims/1.jpg", "old/car_ims/2.jpg"):
@@ -29,8 +27,8 @@ def annotations(old: bool) -> np.ndarray:
     corners = [(f"bbox_{c}", object) for c in ("x1", "y1", "x2", "y2")]
     fields = [("relative_im_path" if old else "fname", object), *corners, ("class", object)]
     fields += [("test", object)] if old else []
-    folder = "car_ims/" if old else ""
-    rows = [(f"{folder}{i}.jpg", 1, 1, 30, 20, i, *([i - 1] if old else [])) for i in (1, 2)]
+    place = "car_ims/" if old else ""
+    rows = [(f"{place}{i}.jpg", 1, 1, 30, 20, i, *([i - 1] if old else [])) for i in (1, 2)]
     return np.array(rows, dtype=fields)
 
 

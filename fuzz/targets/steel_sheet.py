@@ -1,21 +1,19 @@
 """Advanced Steel's table: the bytes of a spreadsheet (those that begin with PK), or of the XML of its first sheet."""
 
 import io
-import tempfile
 import zipfile
 from collections.abc import Iterable
-from pathlib import Path
 from unittest.mock import patch
 
 import openpyxl
 
+from fuzz.folders import folder
 from mtlcar.data import advanced_steel, spreadsheet
 from mtlcar.errors import UserError
 
 INSTRUMENT = ("mtlcar.data", "openpyxl", "zipfile")
 SHEET = "xl/worksheets/sheet1.xml"
-FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-file = Path(tempfile.mkdtemp(prefix="fuzz-steel-", dir=FOLDER)) / "trainset.xlsx"
+file = folder("steel") / "trainset.xlsx"
 
 
 def book() -> bytes:
