@@ -18,7 +18,6 @@ from mtlcar.report import build_report, command
 from mtlcar.report.build import build
 from mtlcar.report.collect import collect
 from mtlcar.report.comparison import compare
-from mtlcar.report.figures import SHOWN_CELLS
 from mtlcar.report.figures import test_figure as results_figure
 from mtlcar.report.intervals import over_images, over_seeds, wilson
 from mtlcar.report.matching import unmatched
@@ -329,8 +328,11 @@ def test_an_implied_level_has_no_consistency_and_is_bold_once(tmp_path: Path) ->
     assert table["single"]["make implied %"][1]
 
 
-def test_a_large_grid_draws_its_best_cells_alone(tmp_path: Path) -> None:
-    for i in range(SHOWN_CELLS + 2):
+def test_a_large_grid_draws_its_best_cells_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = 5
+    monkeypatch.setattr("mtlcar.report.figures.SHOWN_CELLS", shown)
+    monkeypatch.setattr("mtlcar.report.results_section.SHOWN_CELLS", shown)
+    for i in range(shown + 2):
         write_run(tmp_path / "s", config(head__dropout=i / 100), 0.5 + i / 100)
     comparison = only(tmp_path)
     figure = results_figure(comparison)
@@ -339,7 +341,7 @@ def test_a_large_grid_draws_its_best_cells_alone(tmp_path: Path) -> None:
     worst = sorted(comparison.cells, key=lambda cell: cell.numbers["model/accuracy"].mean)[:2]
     assert drawn == [cell.label for cell in comparison.cells if cell not in worst]
     page = build_report([tmp_path], tmp_path / "out").read_text()
-    assert f"Only the best {SHOWN_CELLS} of {SHOWN_CELLS + 2} cells by test model/accuracy" in page
+    assert f"Only the best {shown} of {shown + 2} cells by test model/accuracy" in page
 
 
 @pytest.mark.parametrize(
