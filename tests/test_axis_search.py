@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from mtlcar.label_transforms.fastcar import FastCAR
 from mtlcar.runs.files import read_json
 from mtlcar.runs.search import GradientMeter
 from tests.cli import mtlcar
+from tests.jobs import finish, said
 from tests.test_fastcar import THREE, fitted
 from tests.test_runs import SMALL
 
@@ -211,10 +210,7 @@ def test_candidates_are_compared_where_not_every_epoch_is_validated_and_a_restar
     best = min(tried, key=lambda t: (-t["val/model/accuracy"], t["val/weight/mae"]))
     assert first["findings"]["label_transform"]["chosen"] == {"gap": best["gap"]}
     assert first["findings"]["label_transform"]["constants"]["gap"] == best["gap"]
-    job = subprocess.run(
-        [sys.executable, "-m", "mtlcar.runs.job", str(run)], capture_output=True, text=True, check=False
-    )
-    assert job.returncode == 0, job.stderr
+    assert finish(run) == 0, said(run)
     again = read_json(run / "metrics.json")
     assert again["test"] == first["test"]
     assert again["findings"] == first["findings"]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,10 @@ from mtlcar.errors import UserError
 from mtlcar.metrics.decoding import DECODINGS
 from mtlcar.runs.evaluate import TESTED, print_tables, stored_config
 from mtlcar.runs.files import read_json
+from tests.cli import mtlcar
 
 SMALL = ("data.makes=2", "data.models_per_make=2", "data.images=96", "data.size=40", "data.image_size=32",
          "data.batch_size=8", "trainer=cpu", "threads=1", "logger=none", "trainer.max_epochs=1")  # fmt: skip
-
-
-def mtlcar(*words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "mtlcar", *words], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
