@@ -112,7 +112,7 @@ class CellMaker:
         found = Found([*wrong, *of_values])
         if not of_values:
             found.add(machine.folders(cfg))
-        digests, read, known = {}, None, repaired(cfg, of_values)
+        digests, read, known = {}, None, repaired(cfg, of_values) if of_values else cfg
         if cfg.get("backbone") and OmegaConf.select(cfg, "backbone.weights"):
             with found.trying():
                 digests["weights"] = self._file_digest(Path(str(cfg.backbone.weights)))
