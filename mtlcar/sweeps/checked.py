@@ -1,9 +1,12 @@
 """All cells of a sweep, checked before the first one starts."""
 
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.checks.found import Found, JointUserError
 from mtlcar.errors import UserError
@@ -43,14 +46,26 @@ def _check_parts(cells: Sequence[Cell], wrong: "_Wrong", *, here: bool) -> None:
     from mtlcar.checks.parts import check_parts
 
     parameters = 0
+    known: dict[str, tuple[int, list[str]]] = {}
     for cell in track(cells, description="Checking the cells", transient=True, disable=not sys.stdout.isatty()):
-        with wrong.at(cell.overrides):
-            parameters += check_parts(cell.cfg, cell.tasks)
-        if here:
-            wrong.add(cell.overrides, machine.devices(cell.cfg))
+        key = parts_key(cell.cfg)
+        if key not in known:
+            found, count = Found(machine.devices(cell.cfg) if here else ()), 0
+            with found.trying():
+                count = check_parts(cell.cfg, cell.tasks)
+            known[key] = count, found.problems
+        parameters += known[key][0]
+        wrong.add(cell.overrides, known[key][1])
     if here and not wrong.cells:
         for cell in {(c.images, c.cfg.data.image_size): c for c in cells}.values():
             wrong.add(cell.overrides, machine.disk(cell.cfg, images=cell.images, checkpoints=parameters))
+
+
+def parts_key(cfg: DictConfig) -> str:
+    """The same for cells that differ in nothing but seed and name: what fits in one fits in all."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return json.dumps({k: v for k, v in plain.items() if k not in ("seed", "method", "sweep")}, default=str)
 
 
 class _Wrong:
