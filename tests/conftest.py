@@ -18,6 +18,13 @@ settings.load_profile("mtlcar")
 os.environ["MTLCAR_STRICT_REPORT"] = "1"  # a section that cannot be made is a fault, not a sentence
 config.compose = composing.compose
 
+LONG = (
+    "weighting_rows", "weighting_training", "runs", "compile", "report", "weighting_active_sets", "report_odd_runs",
+    "sweeps", "config", "faults", "build", "axis_search", "paper_b_methods", "paper_b", "weighting_combiners",
+    "architectures", "architecture_matrix", "wandb_resume", "summary_run", "spare", "distributed", "export",
+)  # fmt: skip
+"""Files of more than 15 seconds, longest first."""
+
 
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
@@ -41,6 +48,12 @@ def laid_out() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtlcar.report.build._image", image)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers take whole files in this order: a long one must not be the last, with one worker left to do it."""
+    place = {f"test_{name}": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
