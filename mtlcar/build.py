@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback
@@ -49,6 +50,8 @@ def make(node: DictConfig, **live: Any) -> Any:
     """
     try:
         return factory(node)(**live)
+    except torch.OutOfMemoryError:  # the machine's, not the configuration's
+        raise
     except FAULTS as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         if isinstance(cause, UserError):
@@ -76,6 +79,7 @@ def callback(node: DictConfig, monitor: str, mode: str) -> Callback:
         UserError: it cannot be built, or is no callback.
     """
     node = copy.deepcopy(node)  # with its place in the configuration, for messages
+    OmegaConf.set_struct(node, False)
     if "monitor" in node and node.monitor is None:
         node.monitor, node.mode = monitor, mode
     elif "monitor" in node and "mode" in node and node.mode is None:

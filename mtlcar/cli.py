@@ -221,8 +221,9 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "resume":
         from mtlcar.runs.output import lasting_output
         from mtlcar.sweeps.resume import resume
+        from mtlcar.sweeps.worker import others_folder
 
-        with lasting_output():
+        with lasting_output(), others_folder():
             return resume(args.overrides, show_traceback=args.traceback)
     if args.command == "evaluate":
         from mtlcar.runs.evaluate import evaluate
@@ -267,6 +268,8 @@ def run_train(args: argparse.Namespace) -> int:
         from mtlcar.runs.output import lasting_output
         from mtlcar.sweeps.launch import train
 
+        if os.getcwd() not in sys.path:  # noqa: PTH109
+            sys.path.append(os.getcwd())  # noqa: PTH109 - the user's own code, which the job's `python -m` finds there too
         with lasting_output():
             return train(args.overrides, multirun=args.multirun, show_traceback=args.traceback)
     finally:

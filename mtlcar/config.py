@@ -116,20 +116,14 @@ def composed(overrides: Sequence[str], *, with_hydra: bool = False) -> tuple[Dic
     problems += [one.words for one in formed]
     refused = {text for one in formed for text in one.overrides}
     left = [o.input_line or "" for o in parsed if o.input_line not in refused]
-    replacing: list[str] = []
     while True:
         try:
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 cfg = compose("train", left, return_hydra_config=with_hydra)
-            for override in parse_each(replacing)[0]:
-                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=False, force_add=True)
             return cfg, problems
         except Exception as error:  # Hydra's own, and what its handling of odd values lets through
             one = fault(error, left)
-            if one.replaces:  # Hydra merges dictionaries, and refuses keys that the one before did not have
-                replacing += one.overrides
-            else:
-                problems.append(one.words)
+            problems.append(one.words)
             fewer = [text for text in left if text not in one.overrides]
             if len(fewer) == len(left):
                 return None, problems

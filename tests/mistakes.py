@@ -78,7 +78,7 @@ TRAINING: list[tuple[str, tuple[str, ...]]] = [
     ("head.dropout=1.5", ("head.dropout should be at least 0 and below 1",)),
     ("trainer.check_val_every_n_epoch=99", ("from 1 to trainer.max_epochs",)),
     ("trainer.limit_train_batches=2.5", ("trainer.limit_train_batches",)),
-    ("trainer.gradient_clip_val=-1", ("trainer.gradient_clip_val should be null or a number above 0",)),
+    ("trainer.gradient_clip_val=-1", ("trainer.gradient_clip_val should be null, or a number",)),
     ("trainer.ema=1", ("trainer.ema",)),
     ("trainer.deterministic=maybe", ("true, false, warn",)),
     ("trainer.precision=bf16", ("Did you mean 'bf16-mixed'",)),
@@ -87,7 +87,8 @@ TRAINING: list[tuple[str, tuple[str, ...]]] = [
     ("trainer.devices=0", ("trainer.devices should be a positive number",)),
     ("trainer.devices=[0,0]", ("different indices",)),
     ("trainer.strategy=dddp", ("trainer.strategy", "Did you mean 'ddp'")),
-    ("scheduler=cosine scheduler.warmup_epochs=99", ("scheduler.warmup_epochs=99", "Use fewer")),
+    (f"sweep={'x' * 300}", ("sweep names a folder, of at most 255 bytes",)),
+    (f"paths.runs={'x' * 300}/y", ("paths.runs", "File name too long", "Choose another")),
     ("logger=wandb logger.mode=onlin", ("logger.mode", "Did you mean 'online'")),
     ("logger=wandb logger.project=team/cars", ("logger.project", "logger.entity")),
     ("logger=wandb logger.also=[tensorbord]", ("Did you mean 'tensorboard'",)),
@@ -122,6 +123,7 @@ TRAINING: list[tuple[str, tuple[str, ...]]] = [
     ("+callbacks.mine._target_=nowhere.Class", ("callbacks.mine cannot be built", "nowhere.Class")),
     ("+callbacks.mine._target_=os.getcwd", ("callbacks.mine", "should make a lightning.pytorch.Callback")),
     ("callbacks=early_stopping callbacks.early_stopping.monitor=val/foo", ("val/foo is no metric of this run",)),
+    ("callbacks=early_stopping callbacks.early_stopping.monitor=val_loss", ("val_loss is no metric", "'val/loss'")),
 ]
 SWEEPS: list[tuple[str, tuple[str, ...]]] = [
     ("seed=range(0,3) architecture=parallel,cascad", ("Did you mean 'cascade'", "in 3 of 6 cells")),

@@ -126,15 +126,12 @@ def test_typos_are_refused_with_the_nearest_name(overrides: list[str], says: str
     assert len(str(caught.value).splitlines()) <= 25
 
 
-def test_a_dictionary_with_other_keys_replaces_the_one_before() -> None:
-    first, second = "weighting.weights={make:0.1,model:0.9}", "weighting.weights={make:0.5,year:0.5}"
-    cfg = compose_config(["weighting=fixed", first, second])
-    assert cfg.weighting.weights == {"make": 0.5, "year": 0.5}
-    of_an_experiment = compose_config(["experiment=paper_a/stanford_cars", "data.levels=[make,year]", second])
-    assert of_an_experiment.weighting.weights == {"make": 0.5, "year": 0.5}
-    with pytest.raises(
-        UserError, match=r"'data\.augment\.flipp'.* Did you mean 'data\.augment\.flip'"
-    ):  # declared keys are no free dictionary
+def test_a_dictionary_given_again_says_why_it_cannot_be() -> None:
+    second = "weighting.weights={make:0.5,year:0.5}"
+    for before in (["weighting=fixed", "weighting.weights={make:0.1,model:0.9}"], ["experiment=paper_a/stanford_cars"]):
+        with pytest.raises(UserError, match="adds keys to a dictionary that is there already"):
+            compose_config([*before, second])
+    with pytest.raises(UserError, match=r"'data\.augment\.flipp'.* Did you mean 'data\.augment\.flip'"):
         compose_config(["data.augment={flipp:0.5}"])
 
 

@@ -1,7 +1,6 @@
 """A run or sweep directory that somebody passed on cannot run its maker's code; what a user types still can."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from mtlcar.runs.job import prepared
 from mtlcar.runs.trust import TRUST, load_config, own_targets, refuse_code, refuse_foreign
 from mtlcar.sweeps.record import read_record
 from mtlcar.sweeps.recorded_words import refuse_foreign_words, with_storage
-from mtlcar.sweeps.worker import job_environment
+from mtlcar.sweeps.worker import job_environment, others_folder
 from tests.jobs import write_run
 from tests.run_dirs import config
 
@@ -196,18 +195,22 @@ def test_a_cell_is_no_path_out_of_the_sweep(tmp_path: Path, fingerprint: str) ->
         read_record(tmp_path / "sweep-00000000.json")
 
 
-def test_a_job_imports_nothing_from_the_folder_that_a_command_is_given_in(
+def test_a_resumed_job_imports_nothing_from_the_folder_that_its_command_was_given_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "yaml.py").write_text("raise SystemExit('read')")
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, "-m", "mtlcar", "--version"]
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
-    env = {**job_environment(), "PYTHONPATH": str(Path(__file__).parents[1])}
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with others_folder():
+        env = {**job_environment(), "PYTHONPATH": str(Path(__file__).parents[1])}
     assert env["PYTHONSAFEPATH"] == "1"
+    assert "PYTHONSAFEPATH" not in job_environment(), "what a user types may be of code beside it"
     assert subprocess.run([*command[:2], "yaml"], check=False, env=env, capture_output=True).stderr != b"read\n"
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    assert "PYTHONSAFEPATH" not in job_environment() or "PYTHONSAFEPATH" in os.environ
+    with others_folder():
+        assert "PYTHONSAFEPATH" not in job_environment()
 
 
 def test_a_report_config_is_read_as_data(tmp_path: Path) -> None:

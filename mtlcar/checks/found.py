@@ -51,7 +51,9 @@ def told(problems: list[str]) -> str:
         first, *more = problem.splitlines() or [""]
         block = [f"{number:3d}. {first}", *(f"     {line}" for line in more)]
         if len(lines) + len(block) > LINES - 1:
-            break
+            if shown:
+                break
+            block = [*block[: LINES - 3], "     ..."]
         lines += block
         shown = number
     if shown < len(problems):

@@ -30,6 +30,8 @@ PLAIN = re.compile(r"\w[\w.-]*")
 """Names of choices; a data set's is a folder of the cache."""
 NULLABLE = frozenset({"data.box_margin", "head.dropout", "architecture.width"})
 """Keys that may be null though their default is something; all of data.augment may."""
+THEIR_OWN = frozenset({"weighting", "logger", "architecture", "label_transform"})
+"""Groups whose parts say themselves which keys may be null."""
 
 
 def problems(cfg: DictConfig) -> Iterator[str]:
@@ -40,8 +42,8 @@ def problems(cfg: DictConfig) -> Iterator[str]:
         node = cfg.get(group)
         if not OmegaConf.is_dict(node):
             yield f"{group} should be the name of a choice. Found {node!r}. Choices: {', '.join(names)}."
-        elif not isinstance(node.get("name"), str) or not PLAIN.fullmatch(node.name):
-            yield f"{group}.name should be a plain word: folders are named after it. Found {node.get('name')!r}."
+        elif group == "data" and not PLAIN.fullmatch(str(node.get("name"))):
+            yield f"data.name should be a plain word: a folder is named after it. Found {node.get('name')!r}."
         elif node.name in names:
             yield from _walk(group, _declared(group, node.name), OmegaConf.to_container(node, resolve=True))
     for key in ("paths", "checkpoint"):
@@ -67,8 +69,10 @@ def _walk(where: str, declared: Any, given: Any) -> Iterator[str]:
                 keys = ", ".join(k for k in default if not k.startswith("_"))
                 yield f"{name} has keys of its own ({keys}). Found {'null' if value is None else repr(value)}."
         elif value is None:
-            if name not in NULLABLE and not where.startswith("data.augment"):
+            if name not in NULLABLE and where.split(".")[0] not in THEIR_OWN and not where.startswith("data.augment"):
                 yield f"{name} should be {_expected(default)}. Found null."
+        elif where == "data.augment" and isinstance(value, bool):
+            continue  # false: off
         elif not _same_kind(default, value):
             yield f"{name} should be {_expected(default)}. Found {value!r}.{_hint(default, value)}"
 

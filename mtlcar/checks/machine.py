@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-KEPT = 2
-"""Checkpoints that a run keeps when it has ended: last.ckpt and best.ckpt. Each has the weights and, with Adam, two
-averages of every gradient."""
-BYTES = 12
-"""Of a parameter in one of them: three float32."""
+BYTES = 4
+"""Of a parameter in a checkpoint, at the least: the weights in float32. An optimizer's averages come on top; what is
+refused here is what cannot fit."""
 
 
 def folders(cfg: DictConfig) -> Iterator[str]:
@@ -20,7 +18,9 @@ def folders(cfg: DictConfig) -> Iterator[str]:
     for key in ("runs", "cache"):
         folder = Path(cfg.paths[key])
         there = existing(folder)
-        if not there.is_dir():
+        if any(len(part.encode()) > 255 for part in folder.parts):
+            yield f"paths.{key}={folder}: File name too long. Choose another folder with paths.{key}=..."
+        elif not there.is_dir():
             yield f"paths.{key}={folder}: {there} is a file. Choose a folder with paths.{key}=..."
         elif key == "runs" and not os.access(there, os.W_OK | os.X_OK):
             yield f"paths.runs={folder}: {there} cannot be written. Choose another folder with paths.runs=..."
@@ -28,7 +28,7 @@ def folders(cfg: DictConfig) -> Iterator[str]:
 
 def existing(path: Path) -> Path:
     """The path itself or the nearest above it that exists."""
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # noqa: PTH110 - Path's raises where it may not look
         path = path.parent
     return path
 
@@ -37,12 +37,12 @@ def disk(cfg: DictConfig, *, images: int = 0, checkpoints: int = 0) -> Iterator[
     """
     Args:
         images: rows of the dataset, 0 if they need no room.
-        checkpoints: parameters of the networks that are still to be trained, all together.
+        checkpoints: parameters of the networks that have no checkpoint yet, all together.
     """
     cache, runs = existing(Path(cfg.paths.cache)), existing(Path(cfg.paths.runs))
     size = cfg.data.image_size
     pixels = images * 3 * size**2 if cfg.data.cache and not is_decoded(Path(cfg.paths.cache), images, size) else 0
-    states = checkpoints * BYTES * KEPT
+    states = checkpoints * BYTES
     same = cache.stat().st_dev == runs.stat().st_dev
     free = {folder: shutil.disk_usage(folder).free for folder in (cache, runs)}
     if pixels > free[cache]:
@@ -53,7 +53,7 @@ def disk(cfg: DictConfig, *, images: int = 0, checkpoints: int = 0) -> Iterator[
         )
     elif states + same * pixels > free[runs]:
         yield (
-            f"paths.runs={cfg.paths.runs}: checkpoints need about {gigabytes(states)}"
+            f"paths.runs={cfg.paths.runs}: checkpoints need at least {gigabytes(states)}"
             f"{f' and decoded images {gigabytes(pixels)}' if same and pixels else ''}, and {gigabytes(free[runs])} are "
             "free. Free some, or choose another folder with paths.runs=..."
         )

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -30,8 +31,6 @@ class Fault(NamedTuple):
 
     words: str
     overrides: tuple[str, ...]
-    replaces: bool = False
-    """No fault: dictionaries with other keys than those that are there already, which they are to replace."""
 
 
 def faults_of_form(parsed: Sequence[Override]) -> list[Fault]:
@@ -95,7 +94,11 @@ def fault(error: Exception, overrides: Sequence[str]) -> Fault:
         dictionaries = [o.value() for o in same if isinstance(o.value(), dict)]
         if key in known and len(dictionaries) == len(same) > 0:
             if _is_free(key, chosen):
-                return Fault("", lines, True)
+                return Fault(
+                    f"{lines[-1]!r} adds keys to a dictionary that is there already, from an experiment or an override "
+                    f"before it, and Hydra merges dictionaries. Give {key} once, and with the same keys.",
+                    lines,
+                )
             inside = [f"{key}.{k}" for dictionary in dictionaries for k in dictionary]  # type: ignore[union-attr]
             key = next((k for k in inside if k not in known), key)
         return Fault(unknown_key(key, overrides), lines)
@@ -146,9 +149,14 @@ def known_keys(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """{group: its choice}; and every group, and every key there is with the groups chosen in `overrides`."""
     choices = groups()
     parsed = parse_each(overrides)[0]
-    names = [o.input_line or "" for o in parsed if _is_choice(o, choices)]
+    return _known_keys(tuple(o.input_line or "" for o in parsed if _is_choice(o, choices)))
+
+
+@cache
+def _known_keys(names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    choices = groups()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", names)
+        cfg = compose("train", list(names))
     keys: list[str] = list(choices)
 
     def walk(node: Any, prefix: str) -> None:

@@ -118,7 +118,7 @@ def check_callbacks(cfg: DictConfig, names: list[str], found: Found) -> None:
         with found.trying():
             callback(node, "val/loss", "min")
             watched = node.get("monitor")
-            if watched is not None and str(watched).startswith("val/") and watched not in names:
+            if watched is not None and not str(watched).startswith("train") and watched not in names:
                 raise UserError(
                     f"callbacks.{name}.monitor={watched} is no metric of this run.{did_you_mean(watched, names)} "
                     f"There are: {', '.join(names)}. Null: the run's own."

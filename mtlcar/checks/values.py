@@ -94,6 +94,8 @@ def _of_values(cfg: DictConfig) -> Iterator[str]:
     sweep = str(cfg.sweep)
     if not sweep or any(c in sweep for c in "/\\") or sweep.startswith("."):
         yield f"sweep names a folder and should hold no slash and no leading dot. Found {cfg.sweep!r}."
+    elif len(sweep.encode()) > 255:
+        yield f"sweep names a folder, of at most 255 bytes. Found {len(sweep.encode())}."
     dropout = cfg.head.get("dropout", 0)
     if dropout is not None and (not _is_number(dropout) or not 0 <= dropout < 1):
         yield f"head.dropout should be at least 0 and below 1. Found {dropout!r}."
@@ -147,18 +149,12 @@ def _of_the_run(cfg: DictConfig) -> Iterator[str]:
         value = OmegaConf.select(cfg, key)
         if value is not None and not isinstance(value, str):
             yield f"{key} should be null or a path. Found {value!r}."
-    warmup, epochs = OmegaConf.select(cfg, "scheduler.warmup_epochs"), cfg.trainer.max_epochs
-    if _is_number(warmup) and _is_whole(epochs) and warmup >= epochs:
-        yield (
-            f"scheduler.warmup_epochs={warmup:g} leaves nothing after the warm-up of trainer.max_epochs={epochs} "
-            "epochs. Use fewer, or scheduler.warmup_fraction."
-        )
 
 
 def _of_the_trainer(cfg: DictConfig) -> Iterator[str]:
     clip = cfg.trainer.get("gradient_clip_val")
-    if clip is not None and (not _is_number(clip) or not 0 < clip < float("inf")):
-        yield f"trainer.gradient_clip_val should be null or a number above 0, such as 1. Found {clip!r}."
+    if clip is not None and (not _is_number(clip) or not 0 <= clip < float("inf")):
+        yield f"trainer.gradient_clip_val should be null, or a number of at least 0 (0: no clipping). Found {clip!r}."
     devices = cfg.trainer.get("devices", 1)
     listed = list(devices) if OmegaConf.is_list(devices) else None
     if listed is None and isinstance(devices, str) and "," in devices:
@@ -205,7 +201,7 @@ def _of_the_logger(cfg: DictConfig) -> Iterator[str]:
     for place in also if OmegaConf.is_list(also) else []:
         if place not in ("csv", "tensorboard"):
             yield f"logger.also should be some of csv, tensorboard. Found {place!r}.{_near(place)}"
-    project = str(logger.get("project", "mtlcar"))
+    project = str(logger.get("project") or "mtlcar")
     if not project.strip() or len(project) > 128 or any(c in project for c in "/\\#?%:"):
         yield (
             "logger.project should be a name of at most 128 characters without any of / \\ # ? % :, as W&B takes it. "

@@ -35,7 +35,7 @@ log = logging.getLogger("mtlcar")
 def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
     """Fit, test the best checkpoint, write metrics, predictions and figures, then DONE."""
     quiet_lightning()
-    check_here(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")))
+    check_here(cfg, TaskSet.from_dict(read_json(run_dir / "tasks.json")), begun=(run_dir / "checkpoints").exists())
     torch.set_num_threads(cfg.threads)
     keep_freed_memory()
     # Deterministic mode would fill every new tensor with NaN, which finds bugs of kernels and costs time.
@@ -97,9 +97,14 @@ def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:
         write_text(run_dir / "DONE", "")
 
 
-def check_here(cfg: DictConfig, tasks: TaskSet) -> None:
-    """What only the job's own machine can tell, and whether all parts fit, before anything is decoded."""
+def check_here(cfg: DictConfig, tasks: TaskSet, *, begun: bool) -> None:
+    """What only the job's own machine can tell, and whether all parts fit, before anything is decoded.
+
+    Args:
+        begun: there are checkpoints already.
+    """
     found = Found(machine.devices(cfg))
     with found.trying():
-        found.add(machine.disk(cfg, checkpoints=check_parts(cfg, tasks)))
+        parameters = check_parts(cfg, tasks)
+        found.add(machine.disk(cfg, checkpoints=0 if begun else parameters))
     found.refuse()

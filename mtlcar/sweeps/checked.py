@@ -54,7 +54,7 @@ def _check_parts(cells: Sequence[Cell], wrong: "_Wrong", *, here: bool) -> None:
             with found.trying():
                 count = check_parts(cell.cfg, cell.tasks)
             known[key] = count, found.problems
-        parameters += known[key][0]
+        parameters += known[key][0] * (not (cell.directory / "checkpoints").exists())
         wrong.add(cell.overrides, known[key][1])
     if here and not wrong.cells:
         for cell in {(c.images, c.cfg.data.image_size): c for c in cells}.values():

@@ -126,7 +126,8 @@ def whole_config(overrides: Sequence[str], threads: int) -> DictConfig:
     with found.trying():
         return hydra_config(overrides)
     with found.trying():
-        checked_cells([without_hydra(o) for o in expand(overrides)], threads, here=False)
+        first = expand(overrides)[:1]  # the others have the same mistake, and to look at each takes its time
+        checked_cells([without_hydra(o) for o in first], threads, here=False)
     found.refuse()
     raise AssertionError
 

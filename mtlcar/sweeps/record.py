@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def make_record(
 ) -> SweepRecord:
     """Of a command given now and here."""
     overrides = tuple(without_password(text) for text in overrides)
+    cells = [replace(c, overrides=tuple(without_password(text) for text in c.overrides)) for c in cells]
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     return SweepRecord(str(folder), overrides, os.getcwd(), threads, tuple(cells), now, now)  # noqa: PTH109
 
@@ -82,7 +83,7 @@ def read_record(path: Path) -> SweepRecord:
         words = (*found["overrides"], *(o for cell in cells for o in cell.overrides), *(c.name for c in cells))
         if not all(isinstance(word, str) for word in (*words, found["folder"], found["cwd"])):
             raise TypeError("it holds a value that is no text")
-        if any(Path(cell.fingerprint).name != cell.fingerprint for cell in cells):
+        if any(Path(cell.fingerprint).name != cell.fingerprint or cell.fingerprint == ".." for cell in cells):
             raise ValueError("a cell's fingerprint is a path")
         return SweepRecord(**{**known, "overrides": tuple(found["overrides"]), "cells": cells})
     except FileNotFoundError:
@@ -102,4 +103,4 @@ def fingerprints(path: Path) -> set[str]:
     journal = path.with_suffix(".jsonl")
     told = entries(journal.read_bytes()) if journal.is_file() else []
     names = {str(entry["cell"]) for entry in told if "cell" in entry}
-    return named | {name for name in names if Path(name).name == name}  # a path would lead out of the sweep
+    return named | {name for name in names if Path(name).name == name != ".."}  # a path would lead out of the sweep

@@ -37,7 +37,8 @@ def refuse_foreign_words(overrides: Sequence[str], file: Path) -> None:
         if FROM_ENVIRONMENT.fullmatch(line):
             continue
         group = "/" in key or "@" in key or key in groups()
-        outside = group and (".." in line or "@" in key)  # a choice is a path below conf/
+        chooses = group or key.startswith("hydra.sweeper.params")
+        outside = chooses and (".." in line or "@" in key)  # a choice is a path below conf/
         if CODE.search(line) or outside or (key.startswith("hydra") and not harmless(key, line)):
             raise UserError(
                 f"{file} records {line!r}, which may call code that is no part of mtlcar.\nA sweep directory may come "

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 GPUS = "MTLCAR_SWEEP_GPUS"
 """The sweep's own CUDA_VISIBLE_DEVICES, for workers whose launcher hides all GPUs."""
@@ -25,8 +26,6 @@ def prepare_launcher(*, several: bool) -> None:
 def job_environment() -> dict[str, str]:
     """Of a job's process."""
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "MTLCAR_PARENT": str(os.getpid())}
-    if not here_is_imported():  # else `-m` would look in the current folder, perhaps a sweep that somebody passed on
-        env["PYTHONSAFEPATH"] = "1"
     if env.get("SUBMITIT_EXECUTOR") == "local" and GPUS in env:  # submitit hides all GPUs; the lease hands them out
         env["CUDA_VISIBLE_DEVICES"] = env[GPUS]
         if env[GPUS] == "all":
@@ -34,6 +33,23 @@ def job_environment() -> dict[str, str]:
     if env.get("SLURM_NTASKS") == "1":  # else Lightning takes it for srun's word that a run has one process
         del env["SLURM_NTASKS"]
     return env
+
+
+@contextlib.contextmanager
+def others_folder() -> Iterator[None]:
+    """While what is begun was recorded, perhaps by somebody else: jobs do not import what lies in the current folder,
+    as `python -m` would, unless this process does."""
+    if here_is_imported():
+        yield
+        return
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def here_is_imported() -> bool:
