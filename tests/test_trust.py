@@ -144,6 +144,9 @@ def test_a_config_file_that_is_none_is_a_message(tmp_path: Path, content: bytes)
         "weighting.function=a.b",
         "weighting={function:a.b}",
         "hydra.sweeper.params={weighting.function:a.b}",
+        "+hydra.sweeper.params.data='../../evil'",
+        "+callbacks.x={_target_:lightning.pytorch.callbacks.Timer,y:{'_target_':os.system}}",
+        '+callbacks.x={_target_: "os.system"}',
         "logger.notes='${oc.env:HOME}'",
         "hydra.launcher.setup=['touch x']",
         "hydra.launcher.partition='a\nb'",
@@ -167,7 +170,8 @@ def test_a_usual_recorded_command_is_given_again(tmp_path: Path, monkeypatch: py
              "hydra.launcher.n_jobs=4", "hydra.sweeper.n_trials=9", "hydra.sweeper.params.optimizer.lr='interval(1,2)'",
              "hydra.launcher.partition=gpu-a100", "callbacks=early_stopping", "hydra.sweeper.sampler.seed=3",
              "hydra.sweeper.storage=${oc.env:DB}", "weighting=fixed",
-             "weighting.weights={make:0.1,model:0.9}"]  # fmt: skip
+             "weighting.weights={make:0.1,model:0.9}", "logger.notes='function: of x'", "hydra.launcher.mem_per_cpu=4G",
+             "+callbacks.t={_target_:lightning.pytorch.callbacks.Timer,duration:null}"]  # fmt: skip
     refuse_foreign_words(usual, tmp_path)
     monkeypatch.setenv(TRUST, "1")
     refuse_foreign_words(["+callbacks.x._target_=os.system"], tmp_path)

@@ -142,11 +142,15 @@ def foreign_code(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in leaves(plain, at):
         name = key.rsplit(".", 1)[-1]
         if name == "_target_":
-            known = isinstance(value, str) and (value in own_targets() or LIBRARIES.fullmatch(value))
-            if not known:
+            if not may_be_called(value):
                 yield key, value
         elif name == CALLS and value is not None:  # wherever it is: any group may name the class that calls it
             yield key, value
+
+
+def may_be_called(target: Any) -> bool:
+    """Whether a `_target_` from a directory is one of mtlcar's own, torch's optimizers or Lightning's callbacks."""
+    return isinstance(target, str) and (target in own_targets() or LIBRARIES.fullmatch(target) is not None)
 
 
 def leaves(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:

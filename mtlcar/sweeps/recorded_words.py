@@ -7,10 +7,12 @@ from pathlib import Path
 from mtlcar.config import groups, parse
 from mtlcar.errors import UserError
 from mtlcar.runs.secrets import MASK
-from mtlcar.runs.trust import TRUST, is_trusted
+from mtlcar.runs.trust import TRUST, is_trusted, may_be_called
 
-CODE = re.compile(r"_target_|\$\{|\bfunction\W*[:=]")
-"""A class or function to call, `weighting.function`, or an interpolation, which could read the environment."""
+CODE = re.compile(r"\$\{|(?:^|[.{,+])\s*['\"]?function['\"]?\s*[:=]")
+"""`weighting.function`, or an interpolation, which could read the environment."""
+TARGET = re.compile(r"_target_['\"]?\s*[:=]\s*['\"]?([\w.]*)")
+"""A class or function to call; those that a stored configuration may name are let through."""
 CHOICES = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
 SWEEPER = re.compile(
     r"hydra\.sweeper\.(params(\..+)?|sampler\.\w+|n_trials|n_jobs|study_name|storage|direction|max_batch_size|max_failure_rate)"
@@ -18,7 +20,7 @@ SWEEPER = re.compile(
 LAUNCHER = re.compile(
     r"hydra\.launcher\.((ray\.init\.)?(num_cpus|num_gpus|object_store_memory|include_dashboard|log_to_driver)"
     r"|ray\.remote\.\w+|n_jobs|pre_dispatch|batch_size|prefer|require|verbose|timeout|max_nbytes|mmap_mode|timeout_min"
-    r"|nodes|tasks_per_node|cpus_per_task|gpus_per_node|mem_gb|name|stderr_to_stdout|partition|account|qos"
+    r"|nodes|tasks_per_node|cpus_per_task|cpus_per_gpu|gpus_per_node|gpus_per_task|mem_gb|mem_per_gpu|mem_per_cpu|name|stderr_to_stdout|partition|account|qos"
     r"|signal_delay_s|max_num_timeout|array_parallelism|gres|constraint|exclude)"
 )
 """Keys of a launcher that say how much and where. Others (setup, python, srun_args, runtime_env) are commands."""
@@ -39,7 +41,8 @@ def refuse_foreign_words(overrides: Sequence[str], file: Path) -> None:
         group = "/" in key or "@" in key or key in groups()
         chooses = group or key.startswith("hydra.sweeper.params")
         outside = chooses and (".." in line or "@" in key)  # a choice is a path below conf/
-        if CODE.search(line) or outside or (key.startswith("hydra") and not harmless(key, line)):
+        foreign = line.count("_target_") != len(known := TARGET.findall(line)) or not all(map(may_be_called, known))
+        if CODE.search(line) or foreign or outside or (key.startswith("hydra") and not harmless(key, line)):
             raise UserError(
                 f"{file} records {line!r}, which may call code that is no part of mtlcar.\nA sweep directory may come "
                 "from somebody else, so its command is not given again with this. If it is yours, or you trust whoever "
