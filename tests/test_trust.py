@@ -145,7 +145,7 @@ def test_a_config_file_that_is_none_is_a_message(tmp_path: Path, content: bytes)
         "weighting={function:a.b}",
         "hydra.sweeper.params={weighting.function:a.b}",
         "+hydra.sweeper.params.data='../../evil'",
-        "+callbacks.x={_target_:lightning.pytorch.callbacks.Timer,y:{'_target_':os.system}}",
+        "+callbacks.x={_target_:lightning.pytorch.callbacks.Timer,y:{_target_:os.system}}",
         '+callbacks.x={_target_: "os.system"}',
         "logger.notes='${oc.env:HOME}'",
         "hydra.launcher.setup=['touch x']",
