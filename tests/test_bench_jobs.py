@@ -54,7 +54,9 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stub, found = tmp_path / "job.py", tmp_path / "ledger.txt"
     stub.write_text(textwrap.dedent(STUB))
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(jobs, "job_command", lambda directory: [sys.executable, "-S", str(stub), str(directory)])
+    monkeypatch.setattr(
+        jobs, "job_command", lambda directory, trusted: [sys.executable, "-S", str(stub), str(directory)]
+    )
     monkeypatch.setattr(one_run, "POLL", 0.02)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("STUB_LEDGER", str(found))

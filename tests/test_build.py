@@ -396,7 +396,7 @@ def test_a_value_that_is_looked_up_can_be_monitored_where_its_class_is_predicted
 
 
 def test_a_label_transform_is_fixed_by_the_checkpoint(tmp_path: Path) -> None:
-    OmegaConf.save(compose_config(["label_transform=fastcar"]), tmp_path / "config.yaml")
+    OmegaConf.save(compose_config(["label_transform=fastcar"]), tmp_path / "config.yaml", resolve=True)
     with pytest.raises(UserError, match="the label transform and its constants are fixed by the checkpoint"):
         stored_config(tmp_path, ["label_transform.scale=3"])
 

@@ -250,7 +250,7 @@ def test_an_override_may_be_longer_than_a_file_name() -> None:
 
 
 def test_a_job_that_ended_without_a_result_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.MAKER, "make", lambda *_, **__: SimpleNamespace(directory="d", overrides=()))
+    monkeypatch.setattr(launch.MAKER, "make", lambda *_, **__: SimpleNamespace(directory="d", overrides=(), done=True))
     for state, status in (("failed", 1), ("finished", 0)):
         monkeypatch.setattr(launch, "run_cell", lambda *_, state=state, **__: replace(BLANK, state=state, exit=0))
         assert launch.train([]) == status

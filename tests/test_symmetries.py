@@ -166,7 +166,7 @@ def test_a_test_step_gives_the_averaged_outputs_decoded(cache: Path, layout: str
 def test_unknown_names_are_refused_and_all_known_ones_possible(cache: Path) -> None:  # noqa: F811
     assert CHOICES["test_time_augmentation"] == tuple(SYMMETRIES)
     (problem,) = problems(config(cache, "test_time_augmentation=rotations"))
-    assert "test_time_augmentation should be one of none, flips, dihedral. Found 'rotations'." in problem
+    assert "test_time_augmentation should be one of none, flips, dihedral. Found rotations." in problem
 
 
 def test_outputs_that_belong_to_a_predicted_class_are_not_averaged(cache: Path) -> None:  # noqa: F811
