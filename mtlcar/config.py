@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mtlcar.checks.found import Found
 from mtlcar.errors import UserError
@@ -98,6 +99,11 @@ def compose_config(overrides: Sequence[str], *, with_hydra: bool = False) -> Dic
     cfg, problems = composed(overrides, with_hydra=with_hydra)
     Found(problems).refuse()
     assert cfg is not None
+    if not with_hydra:
+        try:
+            OmegaConf.to_container(cfg, resolve=True)
+        except OmegaConfBaseException as error:
+            raise UserError(f"The configuration does not resolve: {str(error).splitlines()[0]}") from error
     if with_hydra:
         for kind in ("launcher", "sweeper"):
             package = str(cfg.hydra[kind].get("_target_")).removeprefix("hydra_plugins.").split(".")[0]

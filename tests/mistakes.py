@@ -163,6 +163,7 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("data show", ("mtlcar data list",)),
     ("data show synthetic_car", ("Did you mean 'synthetic_cars'",)),
     ("data show synthetic_cars -n 0", ("at least 1",)),
+    ("data show synthetic_cars data.image_size=${nope}", ("does not resolve", "'nope' not found")),
     ("data verify stanford_cars", ("Stanford Cars not found",)),
     ("bench step --rounds 0", ("--rounds should be at least 1",)),
     ("bench step --tasks x", ("--tasks should be numbers",)),

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from mtlcar import config
 from mtlcar.checks.names import known_keys
 from mtlcar.checks.values import check
@@ -43,6 +46,10 @@ def try_one(data: bytes) -> None:
         assert problem.strip()
     if cfg is None:
         assert problems
+        return
+    try:
+        OmegaConf.resolve(cfg)  # as CellMaker does before it checks anything
+    except OmegaConfBaseException:
         return
     try:
         check(finish(cfg))
