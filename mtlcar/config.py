@@ -125,8 +125,7 @@ def composed(overrides: Sequence[str], *, with_hydra: bool = False) -> tuple[Dic
     while True:
         try:
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                cfg = compose("train", left, return_hydra_config=with_hydra)
-            return cfg, problems
+                return compose("train", left, return_hydra_config=with_hydra), problems
         except Exception as error:  # Hydra's own, and what its handling of odd values lets through
             one = fault(error, left)
             problems.append(one.words)

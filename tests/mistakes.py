@@ -85,6 +85,7 @@ TRAINING: list[tuple[str, tuple[str, ...]]] = [
     ("trainer.precision=16-mixed", ("trainer.accelerator=cpu", "32-true")),
     ("trainer.accelerator=tpu", ("auto, cpu, gpu, cuda, mps",)),
     ("trainer.devices=0", ("trainer.devices should be a positive number",)),
+    ("trainer.devices='--1'", ("trainer.devices should be a positive number",)),
     ("trainer.devices=[0,0]", ("different indices",)),
     ("trainer.strategy=dddp", ("trainer.strategy", "Did you mean 'ddp'")),
     (f"sweep={'x' * 300}", ("sweep names a folder, of at most 255 bytes",)),

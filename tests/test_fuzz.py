@@ -13,6 +13,19 @@ CORPUS = Path(__file__).parent / "corpus"
 TARGETS = sorted(p.stem for p in (Path(fuzz.__file__).parent / "targets").glob("*.py") if p.stem != "__init__")
 MUTATIONS = {"overrides": 12, "values": 40, "fingerprint": 100, "run_dir": 30}
 """Mutations tried, where one takes long; else 150."""
+PLANTED = {
+    "checkpoint": "fuzz.targets.checkpoint.read_point",
+    "fingerprint": "fuzz.targets.fingerprint.fingerprint",
+    "image": "mtlcar.data.decode.ImageDecoder.__call__",
+    "image_lists": "mtlcar.data.compcars_lists.read_lists",
+    "label_transforms": "fuzz.targets.label_transforms.make",
+    "matfile": "mtlcar.data.stanford_cars.read",
+    "overrides": "fuzz.targets.overrides.composed",
+    "run_dir": "fuzz.targets.run_dir.collect",
+    "steel_sheet": "mtlcar.data.advanced_steel.read_sheet",
+    "values": "fuzz.targets.values.check",
+}
+"""What each target tries, broken on purpose."""
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -40,11 +53,31 @@ def test_nothing_but_an_answer_escapes(name: str) -> None:
     target = importlib.import_module(f"fuzz.targets.{name}")
     try_one: Callable[[bytes], None] = target.try_one
     seeds = list(target.seeds())
+    assert seeds
     for data in (b"", *seeds):
         try_one(data)
     rng = random.Random(0)
     for _ in range(MUTATIONS.get(name, 150)):
         try_one(mutated(rng.choice(seeds), rng))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_planted_fault_escapes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nothing above could fail."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    target = importlib.import_module(f"fuzz.targets.{name}")
+    monkeypatch.setattr(PLANTED[name], broken)
+    seeds = list(target.seeds())
+
+    def try_all() -> None:
+        for data in seeds:
+            target.try_one(data)
+
+    with pytest.raises(ZeroDivisionError):
+        try_all()
 
 
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*/*")), ids=lambda f: f"{f.parent.name}-{f.name}")

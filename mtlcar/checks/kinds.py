@@ -44,8 +44,8 @@ def problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{group} should be the name of a choice. Found {node!r}. Choices: {', '.join(names)}."
         elif group == "data" and not PLAIN.fullmatch(str(node.get("name"))):
             yield f"data.name should be a plain word: a folder is named after it. Found {node.get('name')!r}."
-        elif node.name in names:
-            yield from _walk(group, _declared(group, node.name), OmegaConf.to_container(node, resolve=True))
+        elif (name := node.get("name")) in names:
+            yield from _walk(group, _declared(group, name), OmegaConf.to_container(node, resolve=True))
     for key in ("paths", "checkpoint"):
         if not OmegaConf.is_dict(cfg.get(key)):
             yield f"{key} should have the keys that `mtlcar train --cfg` shows. Found {cfg.get(key)!r}."

@@ -1,9 +1,11 @@
 """What this machine lacks: folders that can be written, disk, devices."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -74,11 +76,25 @@ def is_decoded(cache: Path, images: int, size: int) -> bool:
     return False
 
 
+def typed_devices(devices: object) -> Any:
+    """trainer.devices: a number, "auto", or a list of indices, also where the number or list is a word ("2", "0,1").
+    What is none of them is returned, alone or in the list, as it is."""
+    if OmegaConf.is_list(devices):
+        return list(devices)  # type: ignore[call-overload]
+    if isinstance(devices, str) and "," in devices:
+        return [_number(part.strip()) for part in devices.split(",") if part.strip()]
+    return _number(devices)
+
+
+def _number(word: object) -> object:
+    return int(word) if isinstance(word, str) and re.fullmatch(r"-?\d+", word) else word
+
+
 def devices(cfg: DictConfig) -> Iterator[str]:
     """GPUs that were asked for and are not here, and a precision that they lack. Touches CUDA."""
     import torch
 
-    accelerator, wanted = cfg.trainer.accelerator, cfg.trainer.devices
+    accelerator, wanted = cfg.trainer.accelerator, typed_devices(cfg.trainer.devices)
     if accelerator == "mps" and not torch.backends.mps.is_available():
         yield "trainer.accelerator=mps asks for Apple's GPU and there is none. Use trainer=cpu, or accelerator=auto."
     if accelerator not in ("gpu", "cuda", "auto"):
@@ -93,12 +109,10 @@ def devices(cfg: DictConfig) -> Iterator[str]:
         elif cfg.trainer.precision == "16-mixed":
             yield "trainer.precision=16-mixed is for GPUs and there is none here. Use 32-true, bf16-mixed or auto."
         return
-    listed = OmegaConf.to_container(wanted) if OmegaConf.is_config(wanted) else wanted
-    if isinstance(listed, str) and "," in listed:
-        listed = [int(part) for part in listed.split(",") if part.strip().isdecimal()]
-    most = str(max(listed, default=-1) + 1 if isinstance(listed, list) else listed)
-    if most.isdecimal() and int(most) > there:
-        yield f"trainer.devices={wanted}: there are {there} GPUs here. Use at most that many, or auto for all."
+    most = max(wanted) + 1 if isinstance(wanted, list) else wanted
+    if isinstance(most, int) and most > there:
+        found = cfg.trainer.devices
+        yield f"trainer.devices={found}: there are {there} GPUs here. Use at most that many, or auto for all."
     if cfg.trainer.precision == "bf16-mixed" and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield (
             "trainer.precision=bf16-mixed: this GPU has no bf16 and would be slower than without. Use 16-mixed, "

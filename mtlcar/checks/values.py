@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.checks import kinds
 from mtlcar.checks.found import Found
+from mtlcar.checks.machine import typed_devices
 from mtlcar.data.options import PLACEMENTS
 from mtlcar.errors import did_you_mean
 
@@ -156,16 +157,11 @@ def _of_the_trainer(cfg: DictConfig) -> Iterator[str]:
     if clip is not None and (not _is_number(clip) or not 0 <= clip < float("inf")):
         yield f"trainer.gradient_clip_val should be null, or a number of at least 0 (0: no clipping). Found {clip!r}."
     devices = cfg.trainer.get("devices", 1)
-    listed = list(devices) if OmegaConf.is_list(devices) else None
-    if listed is None and isinstance(devices, str) and "," in devices:
-        parts = [part.strip() for part in devices.split(",") if part.strip()]
-        listed = [int(part) if part.isdecimal() else part for part in parts]
-    number = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdecimal() else devices
-    good = (
-        bool(listed) and all(_is_whole(i) and i >= 0 for i in listed) and len(set(listed)) == len(listed)
-        if listed is not None
-        else number == "auto" or (_is_whole(number) and (number == -1 or number >= 1))
-    )
+    typed = typed_devices(devices)
+    if isinstance(typed, list):
+        good = bool(typed) and all(_is_whole(i) and i >= 0 for i in typed) and len(set(typed)) == len(typed)
+    else:
+        good = typed == "auto" or (_is_whole(typed) and (typed == -1 or typed >= 1))
     if not good:
         yield (
             "trainer.devices should be a positive number of devices, auto or -1 for all, or a list of different "
@@ -185,7 +181,7 @@ def _of_the_trainer(cfg: DictConfig) -> Iterator[str]:
         )
     if accelerator == "cpu" and cfg.trainer.get("sync_batchnorm"):
         yield "trainer.sync_batchnorm=true is for GPUs, and trainer.accelerator=cpu takes none. Leave it out."
-    if accelerator == "mps" and good and number not in (1, "auto", -1):
+    if accelerator == "mps" and good and typed not in (1, "auto", -1):
         yield f"trainer.accelerator=mps has one device. Found trainer.devices={devices!r}; use 1."
 
 
@@ -200,14 +196,11 @@ def _of_the_logger(cfg: DictConfig) -> Iterator[str]:
     also = logger.get("also") or []
     for place in also if OmegaConf.is_list(also) else []:
         if place not in ("csv", "tensorboard"):
-            yield f"logger.also should be some of csv, tensorboard. Found {place!r}.{_near(place)}"
+            near = did_you_mean(str(place), ("csv", "tensorboard"))
+            yield f"logger.also should be some of csv, tensorboard. Found {place!r}.{near}"
     project = str(logger.get("project") or "mtlcar")
     if not project.strip() or len(project) > 128 or any(c in project for c in "/\\#?%:"):
         yield (
             "logger.project should be a name of at most 128 characters without any of / \\ # ? % :, as W&B takes it. "
             f"Found {project!r}." + (" Use logger.entity for the team." if "/" in project else "")
         )
-
-
-def _near(place: object) -> str:
-    return did_you_mean(str(place), ("csv", "tensorboard"))

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
-from mtlcar.checks.found import Found, JointUserError
-from mtlcar.errors import UserError
+from mtlcar.checks.found import Found
 from mtlcar.sweeps.cell_task import MAKER
 from mtlcar.sweeps.cells import Cell
 
@@ -82,12 +81,10 @@ class _Wrong:
     @contextmanager
     def at(self, overrides: Sequence[str]) -> Iterator[None]:
         """Notes a UserError of the block as one of this cell."""
-        try:
+        found = Found()
+        with found.trying():
             yield
-        except JointUserError as several:
-            self.add(overrides, several.problems)
-        except UserError as error:
-            self.add(overrides, [str(error)])
+        self.add(overrides, found.problems)
 
     def refuse(self) -> None:
         if not self.cells:
