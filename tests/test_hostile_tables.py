@@ -232,6 +232,7 @@ def test_a_name_that_differs_in_case_or_accents_is_told(tmp_path: Path) -> None:
     assert nearest(tmp_path, "train/A.JPG") == " There is 'Train'."
     assert nearest(tmp_path, "Train/\u00e9\u00e9.jpg") == " There is 'Train/e\u0301e\u0301.jpg'."
     assert nearest(tmp_path, "Train/0017.jpg") == " There is 'Train/00017.jpg'."
+    assert nearest(tmp_path, "Train/00016.jpg") == ""
     assert nearest(tmp_path, "Train/quite another.png") == ""
     names = ["Train/a.jpg", "Train/00017.jpg"]
     with pytest.raises(UserError, match=r"1 of the 2 images .* first: Train/a\.jpg\. There is 'Train/A\.JPG'"):

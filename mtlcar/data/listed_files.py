@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -71,7 +72,10 @@ def check_unique(paths: Sequence[str], where: str) -> None:
     """Raises a UserError when an image is listed twice: it could be trained on and tested on."""
     twice = [p for p, n in Counter(paths).items() if n > 1]
     if twice:
-        raise UserError(f"{where}: {len(twice)} images are listed more than once, the first: {', '.join(twice[:3])}.")
+        raise UserError(
+            f"{where}: {len(twice)} images are listed more than once, the first: {', '.join(twice[:3])}. An image may "
+            "be in one split only: copy the lists again, or take out what is listed twice."
+        )
 
 
 def names_in(folder: Path) -> set[str]:
@@ -90,20 +94,26 @@ def names_in(folder: Path) -> set[str]:
 
 def nearest(root: Path, path: str) -> str:
     """` There is 'x'.` where a file of nearly that name is there: with other letters' case, accents written otherwise
-    (macOS takes letters apart), or a typo. Else an empty string."""
+    (macOS takes letters apart), other zeros before a number, or a typo; a file of another number is no typo but the
+    next in a series. Else an empty string."""
     parts = path.split("/")
     for depth, part in enumerate(parts):
         names = sorted(names_in(root.joinpath(*parts[:depth])))
         if part in names:
             continue
         same = [name for name in names if _plain(name) == _plain(part)]
-        close = same or difflib.get_close_matches(part, names[:MOST_COMPARED], n=1, cutoff=0.8)
+        alike = [name for name in names if _numbers(name) == _numbers(part)][:MOST_COMPARED]
+        close = same or difflib.get_close_matches(part, alike, n=1, cutoff=0.8)
         return f" There is {shown('/'.join([*parts[:depth], close[0]]))!r}." if close else ""
     return ""
 
 
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _numbers(part: str) -> list[str]:
+    return [digits.lstrip("0") for digits in re.findall(r"[0-9]+", part)]
 
 
 def present(root: Path, paths: Sequence[str]) -> np.ndarray:
