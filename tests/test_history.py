@@ -1,6 +1,7 @@
 """history.csv and the progress lines."""
 
 import csv
+import logging
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,7 +11,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 
 from mtlcar.runs.history import History, read_history, write_history
+from mtlcar.runs.output import Signed, signature
 from mtlcar.runs.progress import EpochLines, progress
+from mtlcar.sweeps.worker import prepare_launcher
 
 
 class Net(pl.LightningModule):
@@ -123,7 +126,11 @@ def test_a_history_cut_in_the_middle_of_a_line_still_reads(tmp_path: Path) -> No
 def test_progress_is_a_bar_on_a_terminal_and_a_line_an_epoch_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert isinstance(progress(terminal=True), RichProgressBar)
+    bar = progress(terminal=True)
+    assert isinstance(bar, RichProgressBar)
+    trainer(tmp_path / "bar", 2, [bar]).fit(Net(), loader(), loader())
+    shown = [line for line in capsys.readouterr().out.splitlines() if "val/model/accuracy" in line]
+    assert [line[: len("epoch 1/2 | ")] for line in shown] == ["epoch 1/2 | ", "epoch 2/2 | "]
     lines = progress(terminal=False)
     assert isinstance(lines, EpochLines)
     trainer(tmp_path, 2, [lines]).fit(Net(), loader(), loader())
@@ -132,3 +139,21 @@ def test_progress_is_a_bar_on_a_terminal_and_a_line_an_epoch_elsewhere(
     assert shown[1].startswith("epoch 2/2 | ")
     assert "images/s" in shown[1]
     assert shown[1].endswith("val/model/accuracy 0.2")
+
+
+@fits
+def test_runs_beside_each_other_sign_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert signature(tmp_path / "0123abcd") == ""
+    prepare_launcher(several=True)
+    name = signature(tmp_path / "0123abcd")
+    prepare_launcher(several=False)
+    assert (name, signature(tmp_path / "0123abcd")) == ("0123abcd", "")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert isinstance(progress(name=name), EpochLines), "bars would be drawn over each other"
+    trainer(tmp_path, 1, [progress(name=name)]).fit(Net(), loader(), loader())
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("0123abcd epoch 1/1 | ")]
+    form = Signed(name)
+    said = [form.format(logging.makeLogRecord({"msg": words})) for words in ("test: 1", "0123abcd: 3 images")]
+    assert said == ["0123abcd test: 1", "0123abcd: 3 images"]

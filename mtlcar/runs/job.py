@@ -28,7 +28,7 @@ from mtlcar.runs.files import clear_leftovers
 from mtlcar.runs.interrupts import INTERRUPTS, Stopped, die_with_parent
 from mtlcar.runs.lease import gpus_wanted, lease
 from mtlcar.runs.lock import Busy, run_lock
-from mtlcar.runs.output import lasting_output
+from mtlcar.runs.output import BESIDE, Signed, lasting_output, signature
 from mtlcar.runs.ranks import is_main_process, started_by_lightning
 from mtlcar.runs.status import Status
 from mtlcar.runs.trust import TRUSTED, load_config, refuse_code, refuse_foreign
@@ -101,6 +101,7 @@ def prepared(run_dir: Path, *, trusted: bool = False) -> Iterator[DictConfig]:
         refuse_code(cfg, run_dir)
         to_file = LogFile(run_dir / "train.log", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        sign(run_dir)
         logging.getLogger().addHandler(to_file)
         logging.getLogger("mtlcar").setLevel(logging.DEBUG)
         yield cfg
@@ -138,13 +139,21 @@ class LogFile(logging.FileHandler):
 def console_handler() -> logging.Handler:
     """Rich on a terminal; plain lines elsewhere, where its wrapping at 80 columns would only hurt."""
     handler: logging.Handler = logging.StreamHandler()
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and BESIDE not in os.environ:
         from rich.console import Console
         from rich.logging import RichHandler
 
         handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
     handler.setLevel(logging.INFO)
     return handler
+
+
+def sign(run_dir: Path) -> None:
+    """From here on the lines on the console say which run's they are, if other runs print there too."""
+    if name := signature(run_dir):
+        for handler in logging.getLogger().handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setFormatter(Signed(name))
 
 
 def run(run_dir: Path, cfg: DictConfig, status: Status | None = None) -> None:

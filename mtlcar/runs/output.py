@@ -1,10 +1,32 @@
-"""A sweep outlives the terminal or pipe that it prints to."""
+"""A sweep outlives the terminal or pipe that it prints to; runs that print to the same one sign their lines."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, cast
+
+BESIDE = "MTLCAR_BESIDE"
+"""In the environment of jobs that other jobs may run beside."""
+
+
+def signature(run_dir: Path) -> str:
+    """What a run's lines begin with: its name where others print to the same place, else nothing."""
+    return run_dir.name if BESIDE in os.environ else ""
+
+
+class Signed(logging.Formatter):
+    """`name message`, unless the message begins with the name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("%(message)s")
+        self._name = name
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if text.startswith(self._name) else f"{self._name} {text}"
 
 
 class Lasting:

@@ -19,6 +19,7 @@ from mtlcar.exact import exact
 from mtlcar.finite import NonFiniteLossError, StopOnNonFinite
 from mtlcar.label_transforms.base import Outcome, Trial
 from mtlcar.runs.files import read_json, write_json, write_text
+from mtlcar.runs.output import signature
 from mtlcar.runs.progress import progress
 from mtlcar.runs.ranks import is_main_process
 from mtlcar.runs.training import make_trainer
@@ -136,7 +137,12 @@ def _record(run_dir: Path, searched: dict[str, Any], seconds: float, trials: lis
 def _try(cfg: DictConfig, parts: Parts, run_dir: Path, trial: Trial) -> Outcome:
     log.info("trial: %s", ", ".join(f"{key} {value}" for key, value in trial.what.items()))
     meter = GradientMeter()
-    callbacks = [StopOnNonFinite(cfg.trainer.log_every_n_steps), meter, progress(), StopAfter(trial.epochs)]
+    callbacks = [
+        StopOnNonFinite(cfg.trainer.log_every_n_steps),
+        meter,
+        progress(name=signature(run_dir)),
+        StopAfter(trial.epochs),
+    ]
     own = copy.deepcopy(cfg)
     own.trainer.check_val_every_n_epoch = 1
     trainer = make_trainer(own, callbacks, [], run_dir)

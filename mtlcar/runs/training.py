@@ -23,6 +23,7 @@ from mtlcar.runs.config_differences import network_config
 from mtlcar.runs.history import History
 from mtlcar.runs.interrupts import INTERRUPTS
 from mtlcar.runs.no_memory import explained
+from mtlcar.runs.output import signature
 from mtlcar.runs.progress import progress
 from mtlcar.runs.timing import Timing
 
@@ -123,7 +124,7 @@ def fit(
         timing,
         History(run_dir / "history.csv"),
         checkpoints,
-        progress(),
+        progress(name=signature(run_dir)),
         *further,
         *user_callbacks(cfg, parts),
     ]

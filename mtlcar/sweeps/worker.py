@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from mtlcar.runs.output import BESIDE
+
 GPUS = "MTLCAR_SWEEP_GPUS"
 """The sweep's own CUDA_VISIBLE_DEVICES, for workers whose launcher hides all GPUs."""
 
@@ -15,7 +17,11 @@ def prepare_launcher(*, several: bool) -> None:
     Args:
         several: runs may share this machine's cores.
     """
-    if several:  # OpenMP's threads wait by counting, and take the cores from the other runs: up to ten times slower
+    os.environ.pop(BESIDE, None)
+    if several:
+        os.environ[BESIDE] = "1"
+        # OpenMP's threads wait by counting, and take the cores from the other runs:
+        # up to ten times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere that nobody asked for
