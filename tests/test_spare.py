@@ -197,8 +197,8 @@ sys.exit(1 if job is None else job.wait())
 
 
 def test_checking_the_cells_of_a_sweep_leaves_the_waiting_job_of_use() -> None:
-    """Lightning sets a variable when it is imported."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTORCH_")}
+    """Lightning and torch set variables when they are imported."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTORCH_", "TORCHINDUCTOR_"))}
     subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORT], check=True, env=environment)
 
 

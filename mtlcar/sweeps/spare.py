@@ -14,9 +14,9 @@ from mtlcar.sweeps.worker import GPUS, job_environment
 
 PACKAGE = Path(__file__).resolve().parent.parent
 AWAIT = ("-m", "mtlcar.runs.job", "--await")
-NOT_COMPARED = (GPUS, "RAY_", "PYTORCH_NVML_BASED_CUDA_CHECK")
-"""Beginnings of variables that are set in the middle of a command: for launchers, and by Lightning in every process
-that imports it, a job too."""
+NOT_COMPARED = (GPUS, "RAY_", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
+"""Beginnings of variables that are set in the middle of a command: for launchers, and by Lightning and torch in every
+process that imports them, a job too."""
 
 
 @dataclass(frozen=True)
