@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -357,13 +359,30 @@ def test_diff_marks_what_does_not_matter_and_what_is_not_matched(
     assert "seed" not in {line.split()[0] for line in text if line.strip()}
     one, two = find_run(str(a)).numbers, find_run(str(b)).numbers
     more = two["test/model/accuracy"] - one["test/model/accuracy"]
-    assert row("test/model/accuracy")[3:] == [f"{more:+.3g}", "better"]
-    assert row("test/weight/mae")[4] == "better"
+    mean, low, _, high, word = row("test/model/accuracy")[3:]
+    assert (mean, word) == (f"{more:+.3g}", "better")
+    right = [
+        t["model/prediction"] == t["model/target"]
+        for t in (pd.read_parquet(run / "predictions.parquet") for run in (a, b))
+    ]
+    each = right[1].to_numpy(float) - right[0].to_numpy(float)
+    drawn = np.random.default_rng(0).choice(each, (4000, len(each))).mean(1)
+    assert [float(low.strip("(")), float(high.strip(")"))] == pytest.approx(
+        np.quantile(drawn, (0.025, 0.975)), abs=0.01
+    )
+    assert row("test/weight/mae")[-1] == "better"
     assert row("test/model/loss")[3:] == ["0"]
+    assert "worse" not in " ".join(text)
+    same = lines(capsys, "diff", str(a), str(write_run(tmp_path / "c", composed("architecture=single"), 0.71)))
+    assert "better" not in " ".join(same), "one in a hundred images is no difference"
     assert main(["runs", "diff", str(a), str(b), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["sweep"]["effect"] == "does not change the result"
     assert found["settings"]["architecture.feed"]["absent"] == [True, False]
+    assert found["differences"][0]["test/model/accuracy"]["mean"] == pytest.approx(more)
+    (b / "predictions.parquet").unlink()
+    assert lines(capsys, "diff", str(a), str(b)) != text
+    assert " to " not in " ".join(lines(capsys, "diff", str(a), str(b)))
 
 
 def test_diff_fills_what_an_older_run_lacks_with_its_default(tmp_path: Path) -> None:

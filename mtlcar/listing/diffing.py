@@ -1,19 +1,26 @@
 """`mtlcar runs diff`: what tells runs apart, whether they may be compared, and how their results differ."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from mtlcar.errors import UserError
 from mtlcar.listing.differences import ABSENT, Difference, remarks, settings_differences, unmatched
 from mtlcar.listing.finding import find_run
+from mtlcar.listing.image_intervals import image_intervals
 from mtlcar.listing.stored import StoredRun, mapping
 from mtlcar.listing.tables import notice, number, print_table
 from mtlcar.metrics.direction import lower_is_better
 from mtlcar.report.varied import NONE, title
+
+if TYPE_CHECKING:
+    from mtlcar.report.paired import Difference as OfImages
+
+INTERVALS = "In brackets: 95 % over the test images, for these networks; other seeds vary by themselves."
 
 
 def command(words: Sequence[str], *, runs: str = "runs", as_json: bool = False, markdown: bool = False) -> int:
@@ -59,6 +66,8 @@ def command(words: Sequence[str], *, runs: str = "runs", as_json: bool = False, 
         if body:
             section(heading)
             print_table(heads, body, right=range(1, len(heads)), whole=(0,), markdown=markdown, console=console)
+            if heading == "Results" and any(" to " in cell for row in body for cell in row):
+                console.print(f"\n{INTERVALS}", highlight=False, markup=False, soft_wrap=True)
     for run in chosen:
         for problem in run.problems:
             notice(f"Damaged: {run.name} ({problem})")
@@ -75,11 +84,15 @@ def results(runs: Sequence[StoredRun]) -> tuple[list[str], list[list[str]]]:
     letter = letters(runs)
     names = dict.fromkeys(name for run in runs for name in run.numbers if not name.startswith("val/"))
     heads = ["metric", *letter, *(f"{other} - {letter[0]}" for other in letter[1:])]
+    intervals = image_intervals(runs, list(names))
     body = []
     for name in names:
         values = [run.numbers.get(name) for run in runs]
         first = values[0]
-        more = [NONE if first is None or v is None else difference_text(name, v - first) for v in values[1:]]
+        more = [
+            NONE if first is None or v is None else difference_text(name, v - first, own.get(name))
+            for v, own in zip(values[1:], intervals, strict=True)
+        ]
         body.append([name, *(value_text(name, value) for value in values), *more])
     return heads, body
 
@@ -88,15 +101,17 @@ def value_text(metric: str, value: float | None) -> str:
     return f"{value:,.0f}" if metric == "parameters" and value is not None else number(value)
 
 
-def difference_text(metric: str, value: float) -> str:
-    """With its sign, and a word where a sign is good for every method. A loss is another thing under each."""
-    if value == 0:
-        return "0"
+def difference_text(metric: str, value: float, found: "OfImages | None" = None) -> str:
+    """With its sign, its interval where there is one, and a word where that leaves no doubt of the sign."""
     if metric == "parameters":
-        return f"{value:+,.0f}"
-    if metric == "fit_seconds" or metric.endswith("loss"):
-        return f"{value:+.3g}"
-    return f"{value:+.3g} {'better' if (value < 0) == lower_is_better(metric) else 'worse'}"
+        return f"{value:+,.0f}" if value else "0"
+    text = f"{value:+.3g}" if value else "0"
+    if found is None or math.isnan(found.low):
+        return text
+    text += f" ({found.low:+.3g} to {found.high:+.3g})"
+    if found.low <= 0 <= found.high:
+        return text
+    return f"{text} {'better' if (value < 0) == lower_is_better(metric) else 'worse'}"
 
 
 def versions(runs: Sequence[StoredRun]) -> tuple[list[str], list[list[str]]]:
@@ -131,6 +146,10 @@ def record(
             }
             for d in found
         },
+        "differences": [
+            {name: {"mean": d.mean, "low": d.low, "high": d.high} for name, d in own.items()}
+            for own in image_intervals(runs, list(runs[0].numbers))
+        ],
         "not_matched": unfair,
         "remarks": doubts,
         "versions": {row[0]: row[1:] for row in versions(runs)[1]},
