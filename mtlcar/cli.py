@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from mtlcar import __version__
 from mtlcar.cli_trained import add_trained, run_trained
-from mtlcar.errors import UserError
+from mtlcar.errors import UserError, did_you_mean
 
 TRAIN_EPILOG = """\
 Overrides are Hydra's: group=choice picks a part, key=value changes one of its keys, a,b lists values of a sweep.
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, **more: object) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, **more)  # type: ignore[arg-type]
         sub.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
+        sub.set_defaults(parser=sub)
         return sub
 
     train = add(
@@ -164,6 +166,7 @@ def add_runs(runs: argparse.ArgumentParser) -> None:
         sub = actions.add_parser(name, help=text, description=text)
         sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(parser=sub)
         if markdown:
             sub.add_argument("--markdown", action="store_true", help="print Markdown")
         return sub
@@ -190,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = top.parse_known_args(argv)
     # argparse stops collecting overrides at the first option; those after it are overrides too.
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        refuse(args.parser, rest)
     if rest and args.command == "data" and args.name is None:
         args.name = rest.pop(0)
     if rest:
@@ -213,6 +216,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mtlcar: interrupted; the same command goes on", file=sys.stderr)
         return 130
+
+
+def refuse(command: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Ends the process with the command's own usage and what it does not know of `words`."""
+    known = re.findall(r"--[a-z][a-z-]*", command.format_help())
+    options = [word.partition("=")[0] for word in words if word.startswith("-")]
+    if not options:
+        command.error(f"there is no place for: {' '.join(words)}")
+    command.error("; ".join(f"there is no option {option}.{did_you_mean(option, known)}" for option in options))
 
 
 def run(args: argparse.Namespace) -> int:

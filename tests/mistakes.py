@@ -147,7 +147,9 @@ SEVERAL: list[tuple[str, tuple[str, ...]]] = [
 COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("train seed=0,1", ("seed=0,1", "mtlcar train -m")),
     ("train hydra/launcher=joblib", ("hydra/launcher=joblib", "mtlcar train -m")),
-    ("train --bogus", ("--bogus",)),
+    ("train --bogus", ("usage: mtlcar train", "there is no option --bogus")),
+    ("evaluate empty --jsn", ("usage: mtlcar evaluate", "--jsn. Did you mean '--json'?")),
+    ("runs show a b", ("usage: mtlcar runs show", "no place for: b")),
     ("frobnicate", ("frobnicate", "train")),
     ("evaluate nowhere", ("'nowhere'", "mtlcar runs list")),
     ("evaluate empty", ("empty", "config.yaml")),
