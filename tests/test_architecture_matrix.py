@@ -35,6 +35,9 @@ TRUNKS = {
     "convnext": ("backbone=efficientnet_lite0", "backbone.model=convnext_atto", "data.image_size=64"),
     "swin": ("backbone=swin_t", "data.image_size=64"),
 }
+# A library's stages are those of `tiny` to an architecture: quick are one with a trunk, the one that looks into stages,
+# one with a trunk a task, one that takes stages apart, and one that reads positions. All others are slow.
+LARGE = {"resnet18": ("mtan",), "convnext": ("parallel", "mtan", "cross_stitch", "mmoe", "kem")}
 FEW = ("data.batch_size=4", "trainer=cpu", "threads=1")
 # Of each kind: functions of the losses, of the Gramian at both levels, more than the Gramian at both.
 WEIGHTINGS = (
@@ -54,9 +57,10 @@ def cases() -> list[object]:
     found = []
     for trunk in TRUNKS:
         for head in HEADS:
-            quick = trunk == "tiny" or (head == "mixed" and trunk != "swin")
-            marks = () if quick else (pytest.mark.slow,)
-            found += [pytest.param(a, trunk, head, id=f"{a}-{trunk}-{head}", marks=marks) for a in ARCHITECTURES]
+            for a in ARCHITECTURES:
+                quick = trunk == "tiny" or (head == "mixed" and (trunk == "vit_tiny" or a in LARGE.get(trunk, ())))
+                marks = () if quick else (pytest.mark.slow,)
+                found.append(pytest.param(a, trunk, head, id=f"{a}-{trunk}-{head}", marks=marks))
     return found
 
 
@@ -66,7 +70,10 @@ def composed(*words: str) -> DictConfig:
 
 
 def rig_of(architecture: str, *words: str) -> Rig:
-    rig = Rig(with_architecture(composed(*words), node("architecture", architecture)), 2)
+    narrow = {"kem": {"width": 16}, "skem": {"width": 16, "vertices": 8}, "cross_attention": {"width": 16}}
+    rig = Rig(
+        with_architecture(composed(*words), node("architecture", architecture, **narrow.get(architecture, {}))), 2
+    )
     rig.finish([])
     return rig
 

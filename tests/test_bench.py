@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ ADAPTERS = {"callable", "torchjd"}
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(weightings, "WARM_UP_EPOCHS", 1)
+    monkeypatch.setattr(weightings, "each_ms", partial(each_ms, calls=3, samples=3))  # of solvers that take long
     before = torch_settings()  # whatever the tests before have left
     yield
     assert torch_settings() == before, "the command put back what it set"

@@ -50,6 +50,8 @@ def test_every_architecture_is_measured_or_left_out_with_a_reason(capsys: pytest
     for row in found:
         assert set(row) == KEYS
         assert list(row["task_gmacs"]) == ["make", "model"]
+        assert all(0 <= x <= row["forward_gmacs"] * (1 + 1e-9) for x in row["task_gmacs"].values())
+        assert all((x > 0) == (row["name"] != "constant") for x in row["task_gmacs"].values())
         assert list(row["latency_ms"]) == ["make", "model", "all"]
         numbers = [*(row[k] for k in KEYS - {"name", "task_gmacs", "latency_ms"}), *row["latency_ms"].values()]
         nothing = row["name"] == "constant"  # no products, and nothing shared

@@ -12,6 +12,7 @@ from mtlcar.errors import UserError
 from mtlcar.inference.network import load_network
 from mtlcar.runs.checkpoint_files import load_weights
 from mtlcar.runs.evaluate import stored_config
+from tests.test_explain import untrained
 from tests.trained import trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -30,7 +31,7 @@ def run(folder: Path) -> Path:
 
 @pytest.mark.parametrize("architecture", ["parallel", "single", "cross_stitch", "mmoe", "mtan", "ltb", "kem"])
 def test_features_are_the_last_map_of_the_trunk_that_the_network_computes(folder: Path, architecture: str) -> None:
-    run = trained_run(folder, f"architecture={architecture}", tested=False)
+    run = untrained(folder, f"architecture={architecture}", "weighting=equal", "data.box_margin=null")
     cfg = stored_config(run, [])
     network, pixels = load_network(run, cfg), build_data(cfg).gather(np.array([0, 5, 9]))
     found = network.features(pixels)
@@ -43,10 +44,15 @@ def test_features_are_the_last_map_of_the_trunk_that_the_network_computes(folder
         torch.testing.assert_close(found, last.flatten(2).mean(2))
 
 
-def test_features_are_of_the_image_as_it_is_whatever_it_is_averaged_over(folder: Path) -> None:
-    plain, turned = (
-        trained_run(folder, ALL, "architecture=cascade", f"test_time_augmentation={name}", tested=False)
-        for name in ("none", "dihedral")
+def test_features_are_of_the_image_as_it_is_whatever_it_is_averaged_over(run: Path, folder: Path) -> None:
+    plain = run
+    turned = untrained(
+        folder,
+        ALL,
+        "weighting=equal",
+        "data.box_margin=null",
+        "architecture=cascade",
+        "test_time_augmentation=dihedral",
     )
     shutil.copy(plain / "checkpoints" / "best.ckpt", turned / "checkpoints" / "best.ckpt")
     one, other = (load_network(run, stored_config(run, [])) for run in (plain, turned))
@@ -89,7 +95,7 @@ def test_loading_needs_tasks_and_the_checkpoint_of_this_configuration(run: Path,
     with pytest.raises(UserError, match=r"tasks\.json is missing"):
         load_network(copy, cfg)
     shutil.copy(run / "tasks.json", copy)
-    other = trained_run(folder, "architecture=parallel", tested=False)
+    other = untrained(folder, ALL, "architecture=parallel")
     shutil.copy(other / "checkpoints" / "best.ckpt", copy / "checkpoints" / "best.ckpt")
     with pytest.raises(UserError, match="of another configuration"):
         load_network(copy, cfg)

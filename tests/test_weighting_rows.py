@@ -113,7 +113,11 @@ def test_first_weights_are_those_derived_by_hand(name: str, dtype: torch.dtype) 
 def test_weights_are_finite_over_every_geometry(name: str, tasks: int, dtype: torch.dtype) -> None:
     losses = torch.tensor([0.7, 2.0, 1.3, 0.1], dtype=dtype)[:tasks]
     fresh = built(name, tasks)
-    for G in [*grid(tasks, dtype), *grid(tasks, dtype, nearly=1e-7)]:
+    geometries = grid(tasks, dtype)
+    pairs = zip(geometries, grid(tasks, dtype, nearly=1e-7), strict=True)
+    closer = [other for one, other in pairs if not torch.equal(one, other)]
+    assert closer
+    for G in [*geometries, *closer]:
         w = copy.deepcopy(fresh).weights(G, losses)
         assert w.shape == (tasks,)
         assert w.dtype == dtype
@@ -125,9 +129,10 @@ def test_weights_are_finite_over_every_geometry(name: str, tasks: int, dtype: to
 def test_permuting_the_tasks_permutes_the_weights(name: str, tasks: int) -> None:
     losses = torch.tensor([0.7, 2.0, 1.3, 0.1], dtype=torch.float64)[:tasks]
     fresh = built(name, tasks)
-    for G in grid(tasks, torch.float64):
+    orders = [torch.arange(tasks).roll(1), torch.arange(tasks).flip(0)][: tasks - 1]  # of two tasks they are the same
+    for G in grid(tasks, torch.float64)[::2]:  # each geometry at two or three of the scales
         w = copy.deepcopy(fresh).weights(G, losses)
-        for order in (torch.arange(tasks).roll(1), torch.arange(tasks).flip(0)):
+        for order in orders:
             other = copy.deepcopy(fresh).weights(G[order][:, order], losses[order])
             torch.testing.assert_close(other, w[order], rtol=1e-5, atol=1e-6 * float(w.abs().max()))
 

@@ -100,7 +100,10 @@ def test_parameters_that_thaw_in_training_are_trained(cache: Path) -> None:  # n
 
 
 # Inductor is too slow for each of them; this backend splits graphs and saves activations as it does.
-@pytest.mark.parametrize("kind", KINDS)
+# A combiner takes the tasks' gradients through the same `task_gradients` as a function of the Gramian: slow.
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k.startswith("combiner") else ()) for k in KINDS]
+)
 def test_every_kind_trains_compiled_as_eager(cache: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     from mtlcar.backbones.base import StagedBackbone
 
