@@ -1,15 +1,16 @@
 """`mtlcar` with stub jobs, in processes forked from one that has imported everything, for tests of sweeps."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tests.jobs import FAST
 
 SMALL = (
     "data.image_size=32", "data.images=160", "data.size=48", "data.makes=2", "data.models_per_make=2",
@@ -61,41 +62,70 @@ except Busy:
     sys.exit(75)
 """
 """Takes the run directory's lock, counts steps in the ledger and goes on from there, like a run and much faster."""
-SERVER = """\
-import json, os, sys
-from mtlcar.cli import main
-from mtlcar.sweeps import cell_task, launch, one_run, sweep, progress as sweep_progress
-from mtlcar.sweeps.cells import CellMaker
-from mtlcar.sweeps.spare import SPARE
-import mtlcar.sweeps.resume
 
-one_run.job_command = lambda directory, **options: [sys.executable, os.environ["STUB_JOB"], str(directory)]
-one_run.POLL, sweep.POLL, sweep_progress.EVERY = 0.05, 0.2, 0.2
-launch.check_all = lambda cells: None  # imports torch
-SPARE.expect = lambda runs, **options: None  # would import torch too
-CellMaker().make(json.loads(sys.argv[1]))
-for line in sys.stdin:
-    asked = json.loads(line)
-    if "wait" in asked:
-        print(os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1]), flush=True)
-        continue
-    pid = os.fork()
-    if not pid:
-        os.setsid()
-        os.chdir(asked["cwd"])
-        os.environ.update(asked["environment"])
-        out, nothing = os.open(asked["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), os.open(os.devnull, os.O_RDONLY)
-        os.dup2(out, 1), os.dup2(out, 2), os.dup2(nothing, 0)
-        status = 99
+
+def serve(asked: Connection, words: list[str], environment: dict[str, str]) -> None:
+    """The process that commands are forked from: it starts one a message, or waits for one."""
+    os.environ.clear()
+    os.environ.update(environment)
+    _prepare(words)
+    while True:
         try:
-            status = main(asked["words"])
-        except SystemExit as end:
-            status = end.code
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    print(pid, flush=True)
-"""
+            what = asked.recv()
+        except EOFError:
+            os._exit(0)
+        if "wait" in what:
+            asked.send(os.waitstatus_to_exitcode(os.waitpid(what["wait"], 0)[1]))
+            continue
+        if not (pid := os.fork()):
+            asked.close()
+            _command(**what)
+        asked.send(pid)
+
+
+def _prepare(words: list[str]) -> None:
+    """Stubs in place of jobs, and everything imported that a command would have to import."""
+    import hydra._internal.core_plugins.basic_launcher  # noqa: F401
+
+    import mtlcar.sweeps.progress
+    import mtlcar.sweeps.resume
+    import mtlcar.sweeps.sweep
+    from mtlcar import config
+    from mtlcar.sweeps import one_run
+    from mtlcar.sweeps.checked import checked_cells
+    from mtlcar.sweeps.launch import hydra_config
+    from mtlcar.sweeps.launcher import Hydra
+    from mtlcar.sweeps.spare import SPARE
+    from tests import composing
+
+    one_run.job_command = lambda directory, **_: [sys.executable, os.environ["STUB_JOB"], str(directory)]
+    one_run.POLL, mtlcar.sweeps.sweep.POLL, mtlcar.sweeps.progress.EVERY = 0.05, 0.2, 0.2
+    SPARE.expect = lambda runs, **_: None  # type: ignore[method-assign, assignment]
+    config.compose = composing.compose
+    hydra_config(words)
+    checked_cells([words], 1, here=True)
+    with Hydra(words, Path()):
+        pass
+
+
+def _command(words: list[str], environment: dict[str, str], out: str, cwd: str) -> None:
+    from mtlcar.cli import main
+
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.update(environment)
+    for name, numbers in ((out, (1, 2)), (os.devnull, (0,))):
+        opened = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        for number in numbers:
+            os.dup2(opened, number)
+    status: Any = 99
+    try:
+        status = main(words)
+    except SystemExit as end:
+        status = end.code
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
 
 
 class Server:
@@ -103,17 +133,19 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.cache = folder / "cache"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, json.dumps([*SMALL, f"paths.cache={self.cache}"])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        self._pipe, theirs = FAST.Pipe()
+        words = [*SMALL, f"paths.cache={self.cache}"]
+        self._process = FAST.Process(target=serve, args=(theirs, words, dict(os.environ)))
+        self._process.start()
+        theirs.close()
 
     def ask(self, **what: Any) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(what) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        self._pipe.send(what)
+        return int(self._pipe.recv())
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
 
 
 class Command:

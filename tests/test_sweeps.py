@@ -36,7 +36,7 @@ from tests.sweep_stubs import SMALL, Place, Server
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     found = Server(tmp_path_factory.mktemp("server"))
     yield found
-    found.process.communicate()
+    found.close()
 
 
 @pytest.fixture
