@@ -22,8 +22,7 @@ CARS = ("data.makes=2", "data.models_per_make=2", "data.images=72", "data.size=4
 
 # A process that has imported everything once and makes each job by a fork: five seconds less a job.
 FAST = multiprocessing.get_context("forkserver")
-FAST.set_forkserver_preload(["tests.jobs", "mtlcar.build", "mtlcar.runs.training", "mtlcar.logs.loggers",
-                             "mtlcar.runs.results", "mtlcar.runs.search", "mtlcar.logs.wandb_media"])  # fmt: skip
+FAST.set_forkserver_preload(["tests.jobs", "tests.warm"])
 
 
 def write_run(folder: Path, *overrides: str) -> Path:

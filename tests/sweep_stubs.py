@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from mtlcar.sweeps import one_run, progress, sweep
+from mtlcar.sweeps.spare import SPARE
 from tests.jobs import FAST
 
 SMALL = (
@@ -64,11 +66,13 @@ except Busy:
 """Takes the run directory's lock, counts steps in the ledger and goes on from there, like a run and much faster."""
 
 
-def serve(asked: Connection, words: list[str], environment: dict[str, str]) -> None:
+def serve(asked: Connection, environment: dict[str, str]) -> None:
     """The process that commands are forked from: it starts one a message, or waits for one."""
     os.environ.clear()
     os.environ.update(environment)
-    _prepare(words)
+    one_run.job_command = lambda directory, **_: [sys.executable, os.environ["STUB_JOB"], str(directory)]
+    one_run.POLL, sweep.POLL, progress.EVERY = 0.05, 0.2, 0.2
+    SPARE.expect = lambda runs, **_: None  # type: ignore[method-assign, assignment]
     while True:
         try:
             what = asked.recv()
@@ -81,31 +85,6 @@ def serve(asked: Connection, words: list[str], environment: dict[str, str]) -> N
             asked.close()
             _command(**what)
         asked.send(pid)
-
-
-def _prepare(words: list[str]) -> None:
-    """Stubs in place of jobs, and everything imported that a command would have to import."""
-    import hydra._internal.core_plugins.basic_launcher  # noqa: F401
-
-    import mtlcar.sweeps.progress
-    import mtlcar.sweeps.resume
-    import mtlcar.sweeps.sweep
-    from mtlcar import config
-    from mtlcar.sweeps import one_run
-    from mtlcar.sweeps.checked import checked_cells
-    from mtlcar.sweeps.launch import hydra_config
-    from mtlcar.sweeps.launcher import Hydra
-    from mtlcar.sweeps.spare import SPARE
-    from tests import composing
-
-    one_run.job_command = lambda directory, **_: [sys.executable, os.environ["STUB_JOB"], str(directory)]
-    one_run.POLL, mtlcar.sweeps.sweep.POLL, mtlcar.sweeps.progress.EVERY = 0.05, 0.2, 0.2
-    SPARE.expect = lambda runs, **_: None  # type: ignore[method-assign, assignment]
-    config.compose = composing.compose
-    hydra_config(words)
-    checked_cells([words], 1, here=True)
-    with Hydra(words, Path()):
-        pass
 
 
 def _command(words: list[str], environment: dict[str, str], out: str, cwd: str) -> None:
@@ -134,8 +113,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.cache = folder / "cache"
         self._pipe, theirs = FAST.Pipe()
-        words = [*SMALL, f"paths.cache={self.cache}"]
-        self._process = FAST.Process(target=serve, args=(theirs, words, dict(os.environ)))
+        self._process = FAST.Process(target=serve, args=(theirs, dict(os.environ)))
         self._process.start()
         theirs.close()
 
