@@ -4,17 +4,18 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtlcar.checks.found import Found
+from mtlcar.composing import Files, composed_by, files_of, parsed_override
 from mtlcar.errors import UserError
 
 FOUND = "found"
@@ -41,12 +42,15 @@ def conf_dir() -> Path:
 
 def groups() -> dict[str, list[str]]:
     """Group -> its choices, as they lie on disk. Hydra's own groups (`hydra/launcher`) say nothing about a run."""
-    root = conf_dir()
+    return {group: list(names) for group, names in _groups(files_of(conf_dir())).items()}
+
+
+@lru_cache(maxsize=4)
+def _groups(files: Files) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name != "hydra"):
-        names = [str(p.relative_to(folder).with_suffix("")) for p in sorted(folder.rglob("*.yaml"))]
-        if names:
-            found[folder.name] = names
+    for path in sorted(Path(name) for name, *_ in files):
+        if len(path.parts) > 1 and path.parts[0] != "hydra":
+            found.setdefault(path.parts[0], []).append(str(Path(*path.parts[1:]).with_suffix("")))
     return found
 
 
@@ -75,11 +79,10 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 def parse_each(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
     """What can be read, and a sentence about each override that cannot."""
-    parser = OverridesParser.create()
     parsed, unread = [], []
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
+            parsed.append(parsed_override(text))
         except Exception as error:  # mostly a HydraException; its lexer lets some others through
             first = next(iter(str(error).splitlines()), type(error).__name__)
             unread.append(
@@ -124,8 +127,7 @@ def composed(overrides: Sequence[str], *, with_hydra: bool = False) -> tuple[Dic
     left = [o.input_line or "" for o in parsed if o.input_line not in refused]
     while True:
         try:
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                return compose("train", left, return_hydra_config=with_hydra), problems
+            return composed_by(by_hydra, conf_dir(), left, with_hydra=with_hydra), problems
         except Exception as error:  # Hydra's own, and what its handling of odd values lets through
             one = fault(error, left)
             problems.append(one.words)
@@ -133,6 +135,12 @@ def composed(overrides: Sequence[str], *, with_hydra: bool = False) -> tuple[Dic
             if len(fewer) == len(left):
                 return None, problems
             left = fewer
+
+
+def by_hydra(overrides: list[str]) -> DictConfig:
+    """What Hydra composes, its own part included."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", overrides, return_hydra_config=True)
 
 
 def missing_plugin(kind: str, package: str) -> str | None:

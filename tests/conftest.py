@@ -8,15 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from mtlcar import config
-from tests import composing
-
 # examples that read files or build networks take longer than Hypothesis' 200 ms on a busy machine
 settings.register_profile("mtlcar", deadline=None)
 settings.load_profile("mtlcar")
 
 os.environ["MTLCAR_STRICT_REPORT"] = "1"  # a section that cannot be made is a fault, not a sentence
-config.compose = composing.compose
 
 LONG = (
     "weighting_rows", "weighting_training", "runs", "compile", "report", "weighting_active_sets", "report_odd_runs",

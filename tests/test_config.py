@@ -5,24 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from mtlcar import config
 from mtlcar.config import compose_config, conf_dir, groups
 from mtlcar.data.options import PIPELINE_KEYS, reader_options
 from mtlcar.errors import UserError
 
 YAMLS = [(group, name) for group, names in groups().items() for name in names]
 PARTS = [(g, n) for g, n in YAMLS if g != "experiment"]
-
-
-@pytest.fixture(autouse=True)
-def _composed_by_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time anew, not as the other files have it (tests/composing.py)."""
-    monkeypatch.setattr(config, "compose", hydra.compose)
 
 
 def load(group: str, name: str) -> DictConfig:

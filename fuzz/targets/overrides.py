@@ -5,14 +5,11 @@ from collections.abc import Iterable
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mtlcar import config
 from mtlcar.checks.names import known_keys
 from mtlcar.checks.values import check
 from mtlcar.config import composed, finish
 from mtlcar.errors import UserError
-from tests import composing
 
-config.compose = composing.compose  # type: ignore[assignment] # Hydra composes the choices of groups once: faster
 LINES = 25
 
 

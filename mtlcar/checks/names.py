@@ -3,14 +3,13 @@
 import difflib
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from mtlcar.config import conf_dir, groups, missing_plugin, parse_each
+from mtlcar.composing import composed_by
+from mtlcar.config import by_hydra, conf_dir, groups, missing_plugin, parse_each
 from mtlcar.errors import did_you_mean
 
 FREE = ("callbacks.",)
@@ -149,14 +148,8 @@ def known_keys(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """{group: its choice}; and every group, and every key there is with the groups chosen in `overrides`."""
     choices = groups()
     parsed = parse_each(overrides)[0]
-    return _known_keys(tuple(o.input_line or "" for o in parsed if _is_choice(o, choices)))
-
-
-@cache
-def _known_keys(names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    choices = groups()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", list(names))
+    chosen = [o.input_line or "" for o in parsed if _is_choice(o, choices)]
+    cfg = composed_by(by_hydra, conf_dir(), chosen, with_hydra=False)
     keys: list[str] = list(choices)
 
     def walk(node: Any, prefix: str) -> None:
@@ -167,8 +160,8 @@ def _known_keys(names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
                 walk(child, f"{prefix}{name}.")
 
     walk(OmegaConf.to_container(cfg, resolve=False), "")
-    chosen = {group: str(cfg[group].get("name")) for group in choices if group in cfg and OmegaConf.is_dict(cfg[group])}
-    return chosen, keys
+    there = [group for group in choices if group in cfg and OmegaConf.is_dict(cfg[group])]
+    return {group: str(cfg[group].get("name")) for group in there}, keys
 
 
 def _is_choice(override: Override, choices: dict[str, list[str]]) -> bool:
