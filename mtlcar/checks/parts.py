@@ -1,6 +1,5 @@
 """What does not fit together: every part is built once without data, on the meta device."""
 
-import contextlib
 import copy
 import json
 from pathlib import Path
@@ -9,13 +8,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mtlcar.architectures.base import Architecture
-from mtlcar.build import build_architecture, callback, make, predicted_tasks, resolve_monitor, without_weights
+from mtlcar.build import callback, make, predicted_tasks, resolve_monitor
 from mtlcar.checks.found import Found
+from mtlcar.checks.networks import Networks, network_of
 from mtlcar.compiled import refuse_graphs
 from mtlcar.config import installed
 from mtlcar.errors import UserError, did_you_mean
-from mtlcar.label_transforms.base import LabelTransform
 from mtlcar.losses import TaskLosses
 from mtlcar.metrics.tasks import TaskMetrics
 from mtlcar.module import refuse_averaging, refuse_impossible
@@ -26,11 +24,12 @@ _loaded: set[str] = set()
 """Backbones whose weight files have been found to fit, by configuration."""
 
 
-def check_parts(cfg: DictConfig, tasks: TaskSet) -> int:
+def check_parts(cfg: DictConfig, tasks: TaskSet, networks: Networks | None = None) -> int:
     """Build everything but the data on the meta device, to find what does not fit before any run starts.
 
     Args:
         tasks: the dataset's.
+        networks: those of other cells of the same sweep.
 
     Returns:
         The network's number of parameters.
@@ -39,22 +38,15 @@ def check_parts(cfg: DictConfig, tasks: TaskSet) -> int:
         UserError: everything that `build` would stumble over, at once.
     """
     found = Found()
-    label_transform: LabelTransform | None = None
-    architecture: Architecture | None = None
     weighting: Weighting | None = None
     losses: TaskLosses | None = None
-    bare = without_weights(cfg)
     with found.trying():
         make(cfg.data, cache_dir=Path(cfg.paths.cache), seed=cfg.seed)  # reads nothing yet
+    tried = network_of(cfg, tasks, {} if networks is None else networks, alone=bool(found.problems))
+    label_transform, architecture = tried.label_transform, tried.architecture
+    found.add(tried.problems)
     with torch.device("meta"):
-        with found.trying():
-            label_transform = make(cfg.label_transform, tasks=tasks)
-            encoded = label_transform.encoded_tasks(tasks)
-        if label_transform is not None and not found.problems:
-            with found.trying():
-                architecture = build_architecture(bare, encoded)
-        trained = encoded if architecture is None and label_transform is not None else None
-        trained = architecture.tasks if architecture is not None else trained
+        trained = architecture.tasks if architecture is not None else tried.encoded
         if trained is not None:
             with found.trying():
                 weighting = make(cfg.weighting, tasks=trained)
@@ -64,9 +56,8 @@ def check_parts(cfg: DictConfig, tasks: TaskSet) -> int:
             network: nn.Module = architecture if architecture is not None else nn.Linear(2, 2)
             optimizer = make(cfg.optimizer, architecture=network, weighting=weighting)
             make(cfg.scheduler, optimizer=optimizer, total_steps=20, steps_per_epoch=5, monitor="val/loss")
-        if label_transform is not None and architecture is not None and losses is not None:
-            with found.trying():
-                try_forward(architecture, losses, label_transform, cfg.data.image_size)
+    if architecture is not None and losses is not None:
+        found.add(tried.forward(losses, cfg.data.image_size))
     if label_transform is not None and architecture is not None:
         predicted = predicted_tasks(tasks, label_transform, architecture.tasks)
         with found.trying():
@@ -86,18 +77,6 @@ def check_parts(cfg: DictConfig, tasks: TaskSet) -> int:
     found.refuse()
     assert architecture is not None
     return sum(p.numel() for p in architecture.parameters())
-
-
-def try_forward(
-    architecture: Architecture, losses: TaskLosses, label_transform: LabelTransform, image_size: int
-) -> None:
-    """One pass of two images without numbers, to find maps that are too small for what reads them, and predictions that
-    cannot be decoded."""
-    kinds = {t.name: torch.int64 if t.classes else torch.float32 for t in architecture.tasks}
-    targets = {name: torch.zeros(2, dtype=dtype) for name, dtype in kinds.items()}
-    with contextlib.suppress(NotImplementedError):  # an operation of somebody's network that cannot be tried so
-        outputs = architecture.train()(torch.zeros(2, 3, image_size, image_size), targets).outputs
-        label_transform.decode(losses.predictions(outputs), losses.scores(outputs))
 
 
 def check_weights(cfg: DictConfig) -> None:

@@ -1,10 +1,11 @@
 """A cell of a sweep: a composed configuration, its identity, and its directory."""
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +21,9 @@ from mtlcar.runs.secrets import without_password
 from mtlcar.runs.trust import load_config
 from mtlcar.sweeps.outcomes import is_done
 from mtlcar.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from mtlcar.checks.networks import Networks
 
 
 @dataclass
@@ -72,7 +76,7 @@ class CellMaker:
         self._read: dict[str, ReadData] = {}
         self._digests: dict[str, str] = {}
 
-    def make(self, overrides: Sequence[str], *, threads: int | None = None) -> Cell:
+    def make(self, overrides: Sequence[str], *, threads: int | None = None, networks: "Networks | None" = None) -> Cell:
         """The cell that these overrides make.
 
         Raises:
@@ -82,10 +86,16 @@ class CellMaker:
         if cfg is None:
             Found(unknown).refuse()
             raise AssertionError
-        return self.from_config(cfg, overrides, threads=threads, wrong=unknown)
+        return self.from_config(cfg, overrides, threads=threads, wrong=unknown, networks=networks)
 
     def from_config(
-        self, cfg: DictConfig, overrides: Sequence[str], *, threads: int | None = None, wrong: Sequence[str] = ()
+        self,
+        cfg: DictConfig,
+        overrides: Sequence[str],
+        *,
+        threads: int | None = None,
+        wrong: Sequence[str] = (),
+        networks: "Networks | None" = None,
     ) -> Cell:
         """A cell of a composed configuration.
 
@@ -120,22 +130,22 @@ class CellMaker:
             with found.trying():
                 read = self._annotations(known)
         if found.problems and read is not None and known is not None:
-            self._further(known, read.tasks, found)
+            self._further(known, read.tasks, found, networks)
         found.refuse()
         assert read is not None
         digests = {"annotations": read.digest, **digests}
         return Cell(cfg, tuple(overrides), read.tasks, digests, fingerprint(cfg, digests), read.images)
 
     @staticmethod
-    def _further(cfg: DictConfig, tasks: TaskSet, found: Found) -> None:
+    def _further(cfg: DictConfig, tasks: TaskSet, found: Found, networks: "Networks | None") -> None:
         """What building the parts finds: its imports take seconds, which only an attempt that fails anyway spends."""
         from mtlcar.checks.parts import check_parts
 
         with found.trying():
-            check_parts(cfg, tasks)
+            check_parts(cfg, tasks, networks)
 
     def _annotations(self, cfg: DictConfig) -> ReadData:
-        key = OmegaConf.to_yaml(cfg.data) + str(cfg.paths.cache)
+        key = json.dumps([OmegaConf.to_container(cfg.data), str(cfg.paths.cache)], default=str)
         if key not in self._read:
             annotations, tasks = read_annotations(cfg.data, Path(cfg.paths.cache))
             from mtlcar.data.missing_labels import check_label_fraction

@@ -5,12 +5,16 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from mtlcar.checks.found import Found
 from mtlcar.sweeps.cell_task import MAKER
 from mtlcar.sweeps.cells import Cell
+
+if TYPE_CHECKING:  # it imports torch, and finished cells are not checked again
+    from mtlcar.checks.networks import Networks
 
 
 def checked_cells(wanted: Sequence[Sequence[str]], threads: int, *, here: bool) -> list[Cell]:
@@ -24,18 +28,19 @@ def checked_cells(wanted: Sequence[Sequence[str]], threads: int, *, here: bool) 
         UserError: every mistake in any cell, and the cells that have it; nothing was started.
     """
     wrong = _Wrong(wanted)
+    networks: Networks = {}
     cells: list[Cell] = []
     for overrides in wanted:
         with wrong.at(overrides):
-            cells.append(MAKER.make(overrides, threads=threads))
+            cells.append(MAKER.make(overrides, threads=threads, networks=networks))
     unique = {cell.directory: cell for cell in cells}
     pending = [cell for cell in unique.values() if not cell.done]
-    _check_parts(pending, wrong, here=here)
+    _check_parts(pending, wrong, networks, here=here)
     wrong.refuse()
     return cells
 
 
-def _check_parts(cells: Sequence[Cell], wrong: "_Wrong", *, here: bool) -> None:
+def _check_parts(cells: Sequence[Cell], wrong: "_Wrong", networks: "Networks", *, here: bool) -> None:
     """Every part of every cell is built once without data."""
     if not cells:
         return
@@ -51,7 +56,7 @@ def _check_parts(cells: Sequence[Cell], wrong: "_Wrong", *, here: bool) -> None:
         if key not in known:
             found, count = Found(machine.devices(cell.cfg) if here else ()), 0
             with found.trying():
-                count = check_parts(cell.cfg, cell.tasks)
+                count = check_parts(cell.cfg, cell.tasks, networks)
             known[key] = count, found.problems
         parameters += known[key][0] * (not (cell.directory / "checkpoints").exists())
         wrong.add(cell.overrides, known[key][1])
