@@ -15,9 +15,11 @@ settings.load_profile("mtlcar")
 os.environ["MTLCAR_STRICT_REPORT"] = "1"  # a section that cannot be made is a fault, not a sentence
 
 LONG = (
-    "weighting_rows", "weighting_training", "runs", "compile", "report", "weighting_active_sets", "report_odd_runs",
-    "sweeps", "config", "faults", "build", "axis_search", "paper_b_methods", "paper_b", "weighting_combiners",
-    "architectures", "architecture_matrix", "wandb_resume", "summary_run", "spare", "distributed", "export",
+    "architectures", "faults", "sweeps", "runs", "compile", "architecture_matrix", "export",
+    "weighting_training", "report", "summary_run", "resume", "weighting_rows", "paper_b", "launchers", "config",
+    "mistakes", "fuzz", "wandb_resume", "axis_search", "paper_b_methods", "explain", "weighting_active_sets",
+    "report_odd_runs", "bench_step", "weighting_bargaining", "build", "spare", "backbones", "distributed",
+    "predict", "synthetic_cars", "ema", "loggers", "composing", "dashboard",
 )  # fmt: skip
 """Files of more than 15 seconds, longest first."""
 

@@ -19,12 +19,9 @@ import mtlcar.runs.search
 import mtlcar.runs.training
 import mtlcar.sweeps.launcher
 import mtlcar.sweeps.resume  # noqa: F401
-from mtlcar import config
 from mtlcar.sweeps.checked import checked_cells
 from mtlcar.sweeps.launch import hydra_config
-from tests import composing
 
-config.compose = composing.compose
 with tempfile.TemporaryDirectory() as folder:
     cars = ("data.makes=2", "data.models_per_make=2", "data.images=160")
     words = ["backbone=tiny", "trainer=cpu", *cars, f"paths.runs={folder}", f"paths.cache={folder}"]
