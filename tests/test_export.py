@@ -39,8 +39,11 @@ KINDS = {
     "single": (ALL, "architecture=single", "label_transform=class_mean", "data.resize=crop", FLIPS),
 }
 TRIED = [
-    *(("cascade", "onnx"), ("fastcar", "onnx"), ("vit", "pt2"), ("single", "pt2")),
-    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("vit", "onnx"), ("interval_softmax", "pt2"))),
+    *(("cascade", "onnx"), ("fastcar", "onnx"), ("single", "pt2")),
+    *(
+        pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in (("vit", "pt2"), ("vit", "onnx"), ("interval_softmax", "pt2"))
+    ),
     *(pytest.param(kind, "pt2", marks=pytest.mark.slow) for kind in ("cascade", "fastcar", "ltb")),
 ]
 

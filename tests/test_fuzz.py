@@ -11,7 +11,7 @@ import fuzz
 
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = sorted(p.stem for p in (Path(fuzz.__file__).parent / "targets").glob("*.py") if p.stem != "__init__")
-MUTATIONS = {"overrides": 12, "values": 40, "fingerprint": 100, "run_dir": 30, "label_transforms": 60}
+MUTATIONS = {"overrides": 12, "values": 20, "fingerprint": 50, "run_dir": 15, "label_transforms": 60}
 """Mutations tried, where one takes long; else 150."""
 PLANTED = {
     "checkpoint": "fuzz.targets.checkpoint.read_point",

@@ -100,8 +100,9 @@ def test_a_ray_cluster_is_asked_for_no_memory() -> None:
     ("override", "plugin", "extra"),
     [
         ("hydra/launcher=joblib", "hydra_joblib_launcher", "joblib"),
-        ("hydra/launcher=submitit_slurm", "hydra_submitit_launcher", "slurm"),
-        ("hydra/sweeper=optuna", "hydra_optuna_sweeper", "optuna"),
+        # a process of its own, each; which extra a package has is looked up in one table
+        pytest.param("hydra/launcher=submitit_slurm", "hydra_submitit_launcher", "slurm", marks=pytest.mark.slow),
+        pytest.param("hydra/sweeper=optuna", "hydra_optuna_sweeper", "optuna", marks=pytest.mark.slow),
     ],
 )
 def test_a_plugin_that_is_missing_is_named_with_its_extra(
