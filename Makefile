@@ -32,7 +32,7 @@ demo: setup
 	@echo "Open runs/demo/report/report.html"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 notebooks: setup
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m notebook

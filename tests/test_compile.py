@@ -71,7 +71,9 @@ def test_compiled_gradients_of_all_tasks_are_those_of_eager_mode_after_an_equal_
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("name", ["cross_stitch", "mtan", "mmoe", "ltb"])  # the ways in which stages are called
+@pytest.mark.parametrize(  # the ways in which stages are called; mtan's has what the slow ones have
+    "name", ["mtan", "mmoe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cross_stitch", "ltb"))]
+)
 def test_several_trunks_compile_stage_by_stage_as_often_as_they_need(
     name: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
