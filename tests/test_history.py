@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 
 from mtlcar.runs.history import History, read_history, write_history
-from mtlcar.runs.output import Signed, signature
+from mtlcar.runs.job import sign
+from mtlcar.runs.output import BESIDE, signature
 from mtlcar.runs.progress import EpochLines, progress
 from mtlcar.sweeps.worker import prepare_launcher
 
@@ -154,6 +155,9 @@ def test_runs_beside_each_other_sign_their_lines(
     assert isinstance(progress(name=name), EpochLines), "bars would be drawn over each other"
     trainer(tmp_path, 1, [progress(name=name)]).fit(Net(), loader(), loader())
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("0123abcd epoch 1/1 | ")]
-    form = Signed(name)
-    said = [form.format(logging.makeLogRecord({"msg": words})) for words in ("test: 1", "0123abcd: 3 images")]
+    handler = logging.StreamHandler()
+    monkeypatch.setenv(BESIDE, "1")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    sign(tmp_path / "0123abcd")
+    said = [handler.format(logging.makeLogRecord({"msg": words})) for words in ("test: 1", "0123abcd: 3 images")]
     assert said == ["0123abcd test: 1", "0123abcd: 3 images"]

@@ -109,7 +109,8 @@ def devices(cfg: DictConfig) -> Iterator[str]:
         elif cfg.trainer.precision == "16-mixed":
             yield "trainer.precision=16-mixed is for GPUs and there is none here. Use 32-true, bf16-mixed or auto."
         return
-    most = max(wanted) + 1 if isinstance(wanted, list) else wanted
+    indices = [i for i in wanted if isinstance(i, int)] if isinstance(wanted, list) else []
+    most = max(indices) + 1 if indices else wanted
     if isinstance(most, int) and most > there:
         found = cfg.trainer.devices
         yield f"trainer.devices={found}: there are {there} GPUs here. Use at most that many, or auto for all."

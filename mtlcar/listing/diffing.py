@@ -1,7 +1,6 @@
 """`mtlcar runs diff`: what tells runs apart, whether they may be compared, and how their results differ."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +105,7 @@ def difference_text(metric: str, value: float, found: "OfImages | None" = None) 
     if metric == "parameters":
         return f"{value:+,.0f}" if value else "0"
     text = f"{value:+.3g}" if value else "0"
-    if found is None or math.isnan(found.low):
+    if found is None:
         return text
     text += f" ({found.low:+.3g} to {found.high:+.3g})"
     if found.low <= 0 <= found.high:

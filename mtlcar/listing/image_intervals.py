@@ -1,5 +1,6 @@
 """How sure the difference of two runs' metrics is over the test images: that of these two networks, not of methods."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,20 +27,19 @@ def image_intervals(runs: Sequence[StoredRun], names: Sequence[str]) -> list[dic
         else None
         for run in runs
     ]
-    first, found = read[0], []
-    for other in read[1:]:
+    metrics = [name.removeprefix("test/") for name in names if name.startswith("test/")]
+    # `Run.test` leaves out what is 1 by definition
+    of_images = [{m: scores(run, m) for m in metrics if m in run.test} if run else {} for run in read]
+    found = []
+    for other in of_images[1:]:
         own: dict[str, Difference] = {}
-        for name in names:
-            if first is None or other is None or not name.startswith("test/"):
-                continue
-            if name == "test/hierarchy/consistency" and (first.implied or other.implied):
-                continue  # it is 1 by definition where a level is implied by another
-            a, b = (scores(run, name.removeprefix("test/")) for run in (first, other))
+        for metric, b in other.items():
+            a = of_images[0].get(metric)
             if a is None or b is None or not a.values.index.equals(b.values.index):
                 continue
             paired = compare_cells({"": b}, {"": a})
-            if paired is not None:
-                own[name] = paired.networks
+            if paired is not None and not math.isnan(paired.networks.low):
+                own[f"test/{metric}"] = paired.networks
         found.append(own)
     return found
 

@@ -20,8 +20,7 @@ def prepare_launcher(*, several: bool) -> None:
     os.environ.pop(BESIDE, None)
     if several:
         os.environ[BESIDE] = "1"
-        # OpenMP's threads wait by counting, and take the cores from the other runs:
-        # up to ten times slower.
+        # OpenMP's threads wait by counting, and take the cores from the other runs: up to ten times slower
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere that nobody asked for
